@@ -1,0 +1,261 @@
+"""Latency and speed-up over sequence length, drawn for a paper: Okabe-Ito colours, dense in black, labels at line ends.
+
+Figures are made without pyplot, so importing this or drawing changes no global state and needs no display.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmabench.chart_labels import halo, label_ends
+from dmabench.run_folder import read_manifest, read_rows
+from dmabench.runs import provenance
+from dmabench.tables import add_speedups, kernels_frame
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design", 2008, without black (dense) and yellow (too pale for lines on white).
+# A backend has the same colour and marker in every chart; one that is not named here takes what is left.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+NAMED = ("dma/flex", "dma/triton", "dma/cuda", "swa/flex", "dma/sdpa-masked", "dma/reference")
+GREYS = ("#000000", "#4d4d4d", "#757575", "#999999")
+NAMED_DENSE = ("dense/sdpa-cudnn", "dense/sdpa-flash", "dense/flex", "dense/sdpa-math")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = "osD^vP"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dmabench",
+}
+PANEL = ("device", "pass", "level", "batch", "heads", "kv_heads", "head_dim", "dtype")
+
+
+def latency(frame: "pandas.DataFrame") -> "dict[str, Figure]":
+    """total_ms over seqlen, log-log, a figure for every device, pass, shape and delta: {file name stem: figure}.
+
+    frame: rows of one run (kernels_frame of them). Grey guides show growth with T and T^2; a cross marks where a line
+    ends because the next length ran out of memory. Empty when no row has a time.
+    """
+    return _figures(frame, "latency", _draw_latency)
+
+
+def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
+    """Speed-up over the fastest correct dense row, a figure for every device, pass, shape and delta.
+
+    frame: rows with `speedup` (add_speedups). The line at 1 is the fastest dense row; what lies under it is slower and
+    is drawn all the same. Rows with padded heads are left out: an upper bound is no speed-up. Empty when there is no
+    dense row to compare with.
+    """
+    return _figures(frame[frame["speedup"].notna()] if "speedup" in frame else frame[:0], "speedup", _draw_speedup)
+
+
+def save(figure: "Figure", path: Path) -> list[Path]:
+    """Writes the figure beside `path` as .png (200 dots an inch) and .svg, and returns both paths."""
+    import matplotlib
+
+    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(written[0], dpi=200)
+        figure.savefig(written[1], metadata={"Date": None})  # the same rows give the same file
+    return written
+
+
+def draw_run(run_path: Path) -> list[Path]:
+    """Draws a run's charts into its folder and returns the files written, none (with a log line why) when nothing in it
+    has a time. Raises Refusal when the folder is no run."""
+    rows, _ = read_rows(run_path)
+    reason = nothing_to_draw(rows)
+    if reason:
+        logging.getLogger(__name__).info("no charts for %s: %s", run_path.name, reason)
+        return []
+    written = []
+    for stem, figure in draw(rows, provenance(read_manifest(run_path))).items():
+        written += save(figure, run_path / f"{stem}.png")
+    return written
+
+
+def draw(rows: list[dict[str, Any]], about: dict[str, str]) -> "dict[str, Figure]":
+    """Both kinds of chart of one run's rows; `about` (runs.provenance) goes into the footers."""
+    frame = kernels_frame({**row, **about} for row in add_speedups(rows))
+    return latency(frame) | speedup(frame)
+
+
+def nothing_to_draw(rows: list[dict[str, Any]]) -> str | None:
+    """Why these rows give no chart, or None when they do."""
+    if not rows:
+        return "it has no rows"
+    if not any(row.get("status") == "PASSED" and row.get("total_ms") and row.get("seqlen") for row in rows):
+        return "no row passed, so there are no times"
+    return None
+
+
+def _figures(
+    frame: "pandas.DataFrame", kind: str, draw_panel: "Callable[[Axes, pandas.DataFrame], None]"
+) -> "dict[str, Figure]":
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(STYLE):
+        for _, panel in frame.groupby(list(PANEL), dropna=False, sort=False):
+            # Dense and sliding-window rows have no delta: they stand in the chart of every delta.
+            for delta in list(panel["delta"].dropna().unique()) or [None]:
+                chosen = panel[panel["delta"].isna() | (panel["delta"] == delta)]
+                if not (chosen["status"].eq("PASSED") & chosen["total_ms"].gt(0)).any():
+                    continue
+                figure = Figure(figsize=(6.4, 4.3), layout=None)
+                axes = figure.add_axes((0.095, 0.17, 0.675, 0.71))
+                draw_panel(axes, chosen)
+                _dress(figure, axes, chosen, delta)
+                figures[_stem(kind, chosen, delta, figures)] = figure
+    return figures
+
+
+def _draw_latency(axes: "Axes", panel: "pandas.DataFrame") -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.set_ylabel("total time per call (ms)")
+    labels = _lines(axes, panel, "total_ms", crosses=True)
+    _guides(axes, panel)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    label_ends(axes, labels)
+
+
+def _draw_speedup(axes: "Axes", panel: "pandas.DataFrame") -> None:
+    panel = panel[~panel["padded_heads"].fillna(False).astype(bool)] if "padded_heads" in panel else panel
+    axes.set_yscale("log", base=2)
+    axes.set_ylabel("speed-up over the fastest dense backend")
+    labels = _lines(axes, panel, "speedup", crosses=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low * 0.75, 0.8), max(high, 1.25))
+    axes.axhline(1, color="black", linewidth=0.8, zorder=1)
+    axes.axhspan(axes.get_ylim()[0], 1, color="#f2f2f2", zorder=0)
+    axes.text(0.01, 0.015, "slower than dense", transform=axes.transAxes, fontsize=6.5, color="#777777",
+              path_effects=halo(), zorder=6)  # fmt: skip
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x" if value >= 1 else f"1/{1 / value:g}x")
+    label_ends(axes, labels)
+
+
+def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, crosses: bool) -> list[tuple[float, float, str, str]]:
+    """One line a backend and window; returns (x, y, label, colour) of the line ends."""
+    labels = []
+    for name in dict.fromkeys(panel["id"]):
+        of_backend = panel[panel["id"] == name]
+        windows = sorted(of_backend["window"].dropna().unique()) or [None]
+        for number, window in enumerate(windows):
+            rows = of_backend if window is None else of_backend[of_backend["window"] == window]
+            timed = rows[rows["status"].eq("PASSED") & rows[field].gt(0)].groupby("seqlen")[field].median()
+            if timed.empty:
+                continue
+            look = _look(name, number, list(panel["id"].unique()))
+            axes.plot(timed.index, timed.values, **look)
+            label = name + (f", w {_length(window)}" if len(windows) > 1 else "")
+            out = rows[rows["status"].eq("OUT_OF_MEMORY") & rows["seqlen"].gt(timed.index[-1])]["seqlen"]
+            if crosses and not out.empty:
+                cross = {"color": look["color"], "markersize": 9, "markeredgewidth": 1.6, "zorder": 5}
+                axes.plot(timed.index[-1:], timed.values[-1:], "x", **cross)
+                label += f"\nout of memory at {_length(out.min())}"
+            labels.append((float(timed.index[-1]), float(timed.iloc[-1]), label, look["color"]))
+    _length_axis(axes, sorted(panel.loc[panel["status"].eq("PASSED") & panel[field].gt(0), "seqlen"].unique()))
+    return labels
+
+
+def _look(name: str, number: int, ids: list[str]) -> dict[str, Any]:
+    """Line and marker of a backend's number-th window: colour says which backend, dashes which window."""
+    dense = name.startswith("dense/")
+    named = NAMED_DENSE if dense else NAMED
+    others = [one for one in ids if one.startswith("dense/") == dense and one not in named]
+    free = [place for place, one in enumerate(named) if one not in ids] + list(
+        range(len(named), len(named) + len(others))
+    )
+    place = named.index(name) if name in named else free[others.index(name)]
+    colours = GREYS if dense else COLOURS
+    colour = colours[place % len(colours)]
+    return {
+        "color": colour,
+        "linestyle": DASHES[(place if dense else number) % len(DASHES)],
+        "linewidth": 1.1 if dense else 1.5,
+        "marker": MARKERS[place % len(MARKERS)],
+        "markersize": 4,
+        "markerfacecolor": "white" if dense or number else colour,
+        "zorder": 3 if dense else 4,
+    }
+
+
+def _length_axis(axes: "Axes", lengths: list[float]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [_length(length) for length in lengths])
+    axes.xaxis.minorticks_off()
+    axes.yaxis.minorticks_off()
+    axes.set_xlabel("sequence length T (tokens)")
+    margin = 2 if len(lengths) == 1 else 1.12
+    axes.set_xlim(lengths[0] / margin, lengths[-1] * margin)
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _guides(axes: "Axes", panel: "pandas.DataFrame") -> None:
+    """Two grey lines with the slopes of T and T^2 from one point, low on the left, where no data is."""
+    timed = panel[panel["status"].eq("PASSED") & panel["total_ms"].gt(0)]
+    first, last = timed["seqlen"].min(), timed["seqlen"].max()
+    if first == last:
+        return
+    start = timed["total_ms"].min() / 2.2
+    for power, label in ((1, "∝ T"), (2, "∝ T²")):
+        end = start * (last / first) ** power
+        axes.plot([first, last], [start, end], color="#bdbdbd", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        shift = (-9, -1) if power == 1 else (3, -18)
+        axes.annotate(label, (last, end), shift, textcoords="offset points", ha="right", va="bottom", fontsize=7,
+                      color="#8c8c8c", path_effects=halo(), zorder=6)  # fmt: skip
+
+
+def _dress(figure: "Figure", axes: "Axes", panel: "pandas.DataFrame", delta: Any) -> None:
+    first = panel.iloc[0]
+    windows = sorted(panel["window"].dropna().unique())
+    shape = f"B {first['batch']:.0f}, H {first['heads']:.0f}, G {first['kv_heads']:.0f}, D {first['head_dim']:.0f}"
+    words = [shape, str(first["dtype"])]
+    words += [f"window {', '.join(_length(window) for window in windows)}"] if windows else []
+    words += [f"delta {delta}"] if delta is not None else []
+    passes = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward and backward", "decode": "decoding"}
+    figure.text(
+        0.02, 0.965, f"Attention, {passes.get(first['pass'], first['pass'])}", fontsize=9.5, weight="bold", va="top"
+    )
+    figure.text(0.02, 0.918, "  ·  ".join(words), fontsize=7, color="#444444", va="top")
+    samples = panel.loc[panel["status"].eq("PASSED"), "samples"].dropna()
+    count = "n unknown" if samples.empty else f"n = {samples.min():.0f}"
+    if not samples.empty and samples.max() > samples.min():
+        count += f" to {samples.max():.0f}"
+    parts = [
+        str(first["device"]),
+        str(first.get("versions") or ""),
+        str(first.get("commit") or ""),
+        f"medians, {count}",
+    ]
+    figure.text(0.02, 0.02, "  ·  ".join(part for part in parts if part), fontsize=6.5, color="#666666")
+
+
+def _stem(kind: str, panel: "pandas.DataFrame", delta: Any, taken: "dict[str, Figure]") -> str:
+    first = panel.iloc[0]
+    words = [kind, first["pass"], f"h{first['heads']:.0f}g{first['kv_heads']:.0f}d{first['head_dim']:.0f}", delta]
+    stem = re.sub(r"[^a-z0-9-]+", "-", "-".join(str(word) for word in words if word is not None).lower()).strip("-")
+    number = 2
+    while stem in taken:
+        stem = f"{re.sub(r'-n[0-9]+$', '', stem)}-n{number}"
+        number += 1
+    return stem
+
+
+def _length(value: float) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}"

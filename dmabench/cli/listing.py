@@ -1,0 +1,128 @@
+"""`dmabench list`: what there is to run and what has been run."""
+
+import importlib
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from dmabench import runs
+
+HELP = """List what there is: backends, runs, tasks, claims or presets.
+
+[bold]Examples[/bold]
+
+dmabench list backends
+
+dmabench list runs --results results/reference
+
+dmabench list claims --json
+"""
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    backends = "backends"
+    runs = "runs"
+    tasks = "tasks"
+    claims = "claims"
+    presets = "presets"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Registers the command."""
+    app.command("list", help=HELP, rich_help_panel="Look")(list_things)
+
+
+def list_things(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    results: Annotated[str | None, typer.Option(metavar="DIR", help="The folder that holds the runs.")] = None,
+    device: Annotated[str | None, typer.Option(help="Backends: cpu or cuda; what is here by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Prints the list on standard output; a sentence on standard error where there is nothing."""
+    makers: dict[What, Callable[[], tuple[list[dict[str, Any]], str]]] = {
+        What.backends: lambda: (backends(device), "No backend is registered."),
+        What.runs: lambda: _runs(results),
+        What.tasks: lambda: ([], "No task is built yet: `dmabench kernels` measures the attention functions alone."),
+        What.claims: lambda: (_claims(), "No claim is registered."),
+        What.presets: lambda: (_presets(), "There is no preset."),
+    }
+    found, empty = makers[what]()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif found:
+        _print([{key: value for key, value in one.items() if key != "source"} for one in found])
+    if not found:
+        typer.echo(empty, err=True)
+
+
+def backends(device: str | None = None) -> list[dict[str, Any]]:
+    """Every backend, with its passes and why it cannot run on the device (None where it can)."""
+    # Imports torch: here, so that nothing else on the command line waits for it.
+    registry = importlib.import_module("dmabench.kernels.registry")
+    if device is None:
+        device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
+    return [
+        {
+            "backend": backend.id,
+            "passes": list(backend.passes),
+            "device": device,
+            "unavailable": backend.unavailable(device),
+        }
+        for backend in registry.backends()
+    ]
+
+
+def _runs(results: str | None) -> tuple[list[dict[str, Any]], str]:
+    root = runs.results_root(results, create=False)
+    # Seconds are enough to read; the manifest keeps the rest.
+    listed = [{**one, "started": (one["started"] or "")[:19] or None} for one in runs.list_runs(root)]
+    return listed, f"No run under {root} yet: make one with `dmabench kernels --quick`."
+
+
+def _claims() -> list[dict[str, Any]]:
+    from dmabench.claims import load_claims
+
+    return [
+        {"claim": one.id, "statement": one.statement, "source": one.source, "command": one.command}
+        for one in load_claims()
+    ]
+
+
+def _presets() -> list[dict[str, Any]]:
+    presets: dict[str, dict[str, Any]] = importlib.import_module("dmabench.presets").PRESETS
+    return [{"preset": name, **settings} for name, settings in presets.items()]
+
+
+def _print(found: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    columns = list(dict.fromkeys(key for one in found for key in one))
+    for number, column in enumerate(columns):
+        # The first column is what people copy: it is never cut.
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
+    for one in found:
+        table.add_row(*(Text(_text(one.get(column))) for column in columns))
+    Console(soft_wrap=False).print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return (
+            "\n".join(_text(item) for item in value)
+            if any(isinstance(item, dict) for item in value)
+            else ", ".join(value)
+        )
+    if isinstance(value, dict):
+        return " ".join(f"--{key.replace('_', '-')} {item}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,233 @@
+"""Correct before fast: no cell shows a time before its backend has computed the right function, here and now.
+
+Two halves. Numeric: output and every gradient against float64, within a budget made from what the dtype itself must
+cost. Membership (membership.py): which keys each query attends to, counted. The expected mask comes from the
+definition (a heap, one key after another), not from the code that makes plans.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dmabench.inputs import Inputs
+from dmabench.kernels import Plan, reference
+from dmabench.kernels.lifetimes import eviction_times_by_heap
+from dmabench.membership import Lifetimes, sample_rows, wrong_rows
+
+ALL_ROWS = 8192
+"""Up to this length every query is compared; above it SAMPLED of them (those of dout that are not zero)."""
+SAMPLED = 1024
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Plan | None], Tensor]
+NAMES = ("out", "dq", "dk", "dv", "ddelta")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found. `wrong` is a sentence, or None when both halves passed."""
+
+    error: float
+    """The largest error over its budget decides; this is that error."""
+    budget: float
+    wrong: str | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The right answers for one function, window and delta, and what they cost in the row's dtype."""
+
+    mask: Lifetimes
+    rows: Tensor
+    dout: Tensor
+    exact: dict[str, Tensor]
+    budgets: dict[str, float]
+
+
+class Gate:
+    """Checks the attentions of one shape; answers are computed once and serve all backends."""
+
+    def __init__(self, inputs: Inputs, backward: bool):
+        self.inputs, self.backward = inputs, backward
+        self._expected: dict[tuple, Expected] = {}
+
+    def check(
+        self,
+        attention: Attention,
+        function: str,
+        window: int | None,
+        delta_name: str | None,
+        plan: Plan | None,
+        differentiable: bool = True,
+    ) -> Verdict:
+        """Both halves for one attention: (q, k, v, delta, plan) -> out.
+
+        Args:
+            function: "dma", "dense" or "swa"; decides the mask that is right.
+            plan: the plan the attention is called with.
+            differentiable: False skips the gradients even where the shape's pass has them.
+        """
+        expected = self._expect(function, window, delta_name)
+        backward = self.backward and differentiable
+        verdict = self._numeric(attention, function, window, delta_name, plan, expected, backward)
+        if verdict.wrong:
+            return verdict
+        inputs = self.inputs
+        wrong = wrong_rows(
+            attention,
+            inputs.q,
+            inputs.k,
+            function == "dma",
+            plan,
+            expected.mask,
+            inputs.scale,
+            backward,
+            inputs.shape.seed,
+        )
+        return Verdict(verdict.error, verdict.budget, wrong)
+
+    def recheck(
+        self,
+        attention: Attention,
+        function: str,
+        window: int | None,
+        delta_name: str | None,
+        plan: Plan | None,
+        differentiable: bool = True,
+    ) -> Verdict:
+        """The numeric half again, after timing: a kernel that has begun to return something else fails too."""
+        expected = self._expect(function, window, delta_name)
+        return self._numeric(attention, function, window, delta_name, plan, expected, self.backward and differentiable)
+
+    def _expect(self, function: str, window: int | None, delta_name: str | None) -> Expected:
+        key = (function, window, delta_name)
+        if key not in self._expected:
+            self._expected[key] = self._compute(function, window, delta_name)
+        return self._expected[key]
+
+    def _compute(self, function: str, window: int | None, delta_name: str | None) -> Expected:
+        inputs = self.inputs
+        delta, mask = self._mask(function, window, delta_name)
+        T = inputs.shape.seqlen
+        rows = torch.arange(T, device=delta.device)
+        if T > ALL_ROWS:
+            rows = sample_rows(mask, SAMPLED, inputs.shape.seed)
+        dout = torch.zeros_like(inputs.dout)
+        dout[:, :, rows] = inputs.dout[:, :, rows]
+        exact = self._reference(torch.float64, None, delta, mask, rows, dout)
+        low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
+        low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
+        eps = torch.finfo(inputs.dtype).eps
+        budgets = {name: 2 * _error(low[name], exact[name]) + 2 * eps for name in exact}
+        return Expected(mask, rows, dout, exact, budgets)
+
+    def _mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
+        """delta [B, G, T] (zeros where the function has none) and the lifetimes by definition."""
+        shape = self.inputs.shape
+        B, G, T = shape.batch, shape.kv_heads, shape.seqlen
+        position = torch.arange(T, dtype=torch.int32, device=shape.device)
+        if function == "dma":
+            assert window is not None and delta_name is not None
+            delta = self.inputs.delta(delta_name, window)
+            evict = eviction_times_by_heap(delta, window)
+            return delta, Lifetimes(position.expand(B, G, T), evict, window)
+        zeros = torch.zeros(B, G, T, device=shape.device)
+        reach = T if window is None else min(window, T)
+        return zeros, Lifetimes(position[None, None], (position + reach).clamp(max=T)[None, None], reach)
+
+    def _reference(
+        self,
+        precision: torch.dtype,
+        rounding: torch.dtype | None,
+        delta: Tensor,
+        mask: Lifetimes,
+        rows: Tensor,
+        dout: Tensor,
+    ) -> dict[str, Tensor]:
+        inputs = self.inputs
+        q, k, v = (x.to(precision) for x in (inputs.q[:, :, rows], inputs.k, inputs.v))
+        leaves = [q, k, v, delta.to(precision)]
+        if self.backward:
+            leaves = [x.detach().requires_grad_() for x in leaves]
+        birth, evict = (x.expand(delta.shape) for x in (mask.birth, mask.evict))
+        out, _ = reference.attend(*leaves, birth, evict, inputs.scale, rows, rounding)
+        found = {"out": _stored(out.detach(), inputs.dtype, rounding)}
+        if self.backward:
+            grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision))
+            for name, grad in zip(NAMES[1:], grads, strict=True):
+                found[name] = grad if name == "ddelta" else _stored(grad, inputs.dtype, rounding)
+        return found
+
+    def _numeric(
+        self,
+        attention: Attention,
+        function: str,
+        window: int | None,
+        delta_name: str | None,
+        plan: Plan | None,
+        expected: Expected,
+        backward: bool,
+    ) -> Verdict:
+        inputs, rows = self.inputs, expected.rows
+        delta = self._mask_delta(function, window, delta_name)
+        leaves = [inputs.q, inputs.k, inputs.v] + ([delta] if delta is not None else [])
+        _poison(leaves)
+        found: dict[str, Tensor] = {}
+        if backward:
+            leaves = [x.detach().requires_grad_() for x in leaves]
+            out = attention(*leaves[:3], leaves[3] if delta is not None else None, plan)
+            _poison(leaves)
+            grads = torch.autograd.grad(out, leaves, expected.dout)
+            found = dict(zip(NAMES[1:], grads, strict=False))
+            quiet = torch.ones(inputs.shape.seqlen, dtype=torch.bool, device=out.device)
+            quiet[rows] = False
+            stray = found["dq"][:, :, quiet]
+            if stray.numel() and not bool((stray == 0).all()):
+                return Verdict(float("inf"), 0.0, "dq is not zero for queries whose output gradient is zero")
+            found["dq"] = found["dq"][:, :, rows]
+        else:
+            with torch.no_grad():
+                out = attention(inputs.q, inputs.k, inputs.v, delta, plan)
+        if out.shape != inputs.q.shape or out.dtype != inputs.dtype:
+            return Verdict(float("inf"), 0.0, f"out is {out.dtype} {tuple(out.shape)}")
+        if not bool(out.isfinite().all()):
+            return Verdict(float("inf"), 0.0, "out has NaN or infinite values")
+        found["out"] = out.detach()[:, :, rows]
+        errors = {name: _error(x, expected.exact[name]) for name, x in found.items()}
+        worst = max(errors, key=lambda name: _over(errors[name], expected.budgets[name]))
+        error, budget = errors[worst], expected.budgets[worst]
+        wrong = None if error <= budget else f"{worst} is off by {error:.2e}, budget {budget:.2e}"
+        return Verdict(error, budget, wrong)
+
+    def _mask_delta(self, function: str, window: int | None, delta_name: str | None) -> Tensor | None:
+        if function != "dma":
+            return None
+        assert window is not None and delta_name is not None
+        return self.inputs.delta(delta_name, window)
+
+
+def _stored(x: Tensor, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:
+    """A low-precision answer is rounded to the dtype it is returned in; an exact one is left alone."""
+    return x if rounding is None else x.to(dtype).to(x.dtype)
+
+
+def _error(x: Tensor, exact: Tensor) -> float:
+    """max over rows of |x - exact| / (|exact| + rms row norm); a row is a vector of D, for ddelta one number."""
+    x, exact = x.double(), exact.double()
+    if x.dim() == 3:
+        x, exact = x[..., None], exact[..., None]
+    size = exact.norm(dim=-1)
+    typical = size.square().mean().sqrt().clamp(min=1e-300)
+    worst = ((x - exact).norm(dim=-1) / (size + typical)).max()
+    return float(worst) if bool(worst.isfinite()) else float("inf")
+
+
+def _over(error: float, budget: float) -> float:
+    return error / budget if budget else float("inf")
+
+
+def _poison(like: list[Tensor]) -> None:
+    """Leave NaN in the memory that the next outputs will be given, so that an element nobody writes shows."""
+    poison = [torch.full_like(x, float("nan")) for x in like for _ in range(2)]
+    del poison

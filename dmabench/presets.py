@@ -1,0 +1,60 @@
+"""Documented settings of `dmabench kernels`. A preset is one or more blocks of options, measured in one run."""
+
+from typing import Any
+
+CPU: dict[str, Any] = {
+    "seqlen": "8k",
+    "window": "1k",
+    "batch": "1",
+    "heads": "2",
+    "kv_heads": "1",
+    "head_dim": "64",
+    "dtype": "fp32",
+    "pass": "fwd",
+    "delta": "iid",
+    "backend": "dma/reference,dma/flex,dma/triton,dma/cuda,dense/sdpa-flash,dense/sdpa-math,swa/flex",
+}
+"""Defaults on a machine without a GPU: what two cores finish within three minutes."""
+
+CUDA: dict[str, Any] = {
+    "seqlen": "8k",
+    "window": "1k",
+    "batch": "1",
+    "heads": "16",
+    "kv_heads": "8",
+    "head_dim": "128",
+    "dtype": "bf16",
+    "pass": "fwd",
+    "delta": "iid",
+    "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*,swa/*",
+}
+"""Defaults on a GPU."""
+
+_PAPER = {"head_dim": "128", "dtype": "bf16", "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "about": "smallest honest run: minutes on two CPU cores",
+        "blocks": [{"seqlen": "1k,2k", "window": "256", "pass": "fwd"}],
+    },
+    "h100": {
+        "about": "the headline shapes on one data-centre GPU",
+        "blocks": [{"seqlen": "8k,32k,128k", "window": "1k,2k", "pass": "fwd,bwd"}],
+    },
+    "paper": {
+        "about": "the shapes of the published kernel figures, to stand beside them",
+        "blocks": [
+            {**_PAPER, "heads": "32", "kv_heads": "8", "seqlen": "8k:32k:x2", "window": "1k", "pass": "fwd,bwd"},
+            {**_PAPER, "heads": "2", "kv_heads": "1", "seqlen": "2k:32k:x2", "window": "1k,2k", "pass": "fwd"},
+        ],
+    },
+    "shapes": {
+        "about": "head dims, group sizes, batches and dtypes around the default shape",
+        "blocks": [
+            {"head_dim": "64,96,128,256", "pass": "fwd,bwd"},
+            {"heads": "16", "kv_heads": "1,2,4,8,16", "pass": "fwd,bwd"},
+            {"batch": "1,3", "seqlen": "1000,8191", "window": "100,1k", "pass": "fwd,bwd"},
+            {"dtype": "fp16,bf16,fp32", "pass": "fwd,bwd"},
+        ],
+    },
+}

@@ -1,0 +1,133 @@
+"""What is timed for a cell: the whole region and its parts, and a plain call for the gate. Runs in the worker."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmabench.cells import Cell
+from dmabench.inputs import Inputs
+from dmabench.kernels import Backend, Plan, Problem, importance
+
+
+@dataclass(frozen=True)
+class Call:
+    """A backend bound to one shape and, for dma, one delta and plan: what the gate checks and the clock times."""
+
+    backend: Backend
+    cell: Cell
+    scale: float
+
+    @property
+    def problem(self) -> Problem:
+        shape = self.cell.shape
+        return Problem(
+            device=torch.device(shape.device).type,
+            dtype=Inputs(shape).dtype,
+            batch=shape.batch,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            query_len=shape.seqlen,
+            key_len=shape.seqlen,
+            head_dim=shape.head_dim,
+            window=self.cell.window,
+            backward=shape.pass_ != "fwd",
+        )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, delta: Tensor | None, plan: Plan | None) -> Tensor:
+        """The output [B, H, T, D]."""
+        if self.backend.function == "dma":
+            return self.backend.attend(q, k, v, delta=delta, plan=plan, scale=self.scale)[0]
+        if self.backend.function == "swa":
+            return self.backend.attend(q, k, v, window=self.cell.window, scale=self.scale)
+        return self.backend.attend(q, k, v, scale=self.scale)
+
+
+class Subject:
+    """The timed regions of one cell. `ready` before and `release` after; only one subject is ready at a time."""
+
+    def __init__(self, call: Call, inputs: Inputs):
+        self.call, self.inputs = call, inputs
+        self.pass_ = call.cell.shape.pass_
+        self.is_dma = call.backend.function == "dma"
+        self._state: Any = None
+
+    def ready(self) -> None:
+        """Do what the region builds on but does not contain: nothing, a plan for the parts, or the forward."""
+        if self.pass_ == "bwd":
+            self._state = self._forward(self._leaves())
+
+    def release(self) -> None:
+        self._state = None
+
+    def region(self) -> Any:
+        """The whole pass, as one region. Forward: importance, plan and kernel. Backward: the kernel alone, on the
+        forward's plan. fwd+bwd: all of it, importance and its gradients included."""
+        if self.pass_ == "bwd":
+            leaves, out = self._state
+            return torch.autograd.grad(out, leaves, self.inputs.dout, retain_graph=True)
+        if self.pass_ == "fwd+bwd":
+            return self._forward_and_backward()
+        with torch.no_grad():
+            if self.is_dma:
+                self._importance()
+                return self._attend(self._plan())
+            return self._attend(None)
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """The region in parts, by row field; the kernel runs on a plan made beforehand."""
+        if self.pass_ != "fwd" or not self.is_dma:
+            return {}
+        plan = self._plan()
+        return {
+            "importance_ms": self._importance,
+            "plan_ms": self._plan,
+            "kernel_ms": lambda: self._attend(plan),
+        }
+
+    def _leaves(self) -> list[Tensor]:
+        inputs = self.inputs
+        tensors = [inputs.q, inputs.k, inputs.v]
+        if self.is_dma:
+            tensors.append(self._delta())
+        return [x.detach().requires_grad_() for x in tensors]
+
+    def _delta(self) -> Tensor:
+        cell = self.call.cell
+        assert cell.delta is not None and cell.window is not None
+        return self.inputs.delta(cell.delta, cell.window)
+
+    def _importance(self) -> Tensor:
+        with torch.no_grad():
+            return importance(self.inputs.v, self.inputs.weight, self.inputs.gate)
+
+    def _plan(self) -> Plan:
+        cell = self.call.cell
+        assert cell.delta is not None and cell.window is not None
+        plan = self.inputs.plan(cell.delta, cell.window)
+        self.call.backend.prepare(plan=plan, delta=self._delta(), problem=self.call.problem)
+        return plan
+
+    def _attend(self, plan: Plan | None) -> Tensor:
+        with torch.no_grad():
+            delta = self._delta() if self.is_dma else None
+            return self.call(self.inputs.q, self.inputs.k, self.inputs.v, delta, plan)
+
+    def _forward(self, leaves: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        delta = leaves[3] if self.is_dma else None
+        return leaves, self.call(*leaves[:3], delta, self._plan() if self.is_dma else None)
+
+    def _forward_and_backward(self) -> Any:
+        leaves = self._leaves()
+        outputs, grads = [], [self.inputs.dout]
+        if self.is_dma:
+            # delta is the named one; the importance computed from v joins the region with a gradient of its own, so
+            # that its forward and backward are paid for. Its value is not used: the distribution is the axis.
+            weights = [x.detach().requires_grad_() for x in (self.inputs.weight, self.inputs.gate)]
+            outputs = [importance(leaves[2], *weights)]
+            grads.append(self._delta())
+        _, out = self._forward(leaves)
+        wanted = leaves + (weights if self.is_dma else [])
+        return torch.autograd.grad([out, *outputs], wanted, grads)

@@ -1,0 +1,173 @@
+"""What stands in a table of rows, before anything draws it: which columns, which text, what is said once for all."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dmabench.speedups import same_as_baseline
+
+Row = dict[str, Any]
+SHAPES = ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim")
+WORDS = ("backend", "pass", "delta", "status", "device", "dtype", "level", "run")
+"""Headers of columns that hold words: set left, where numbers are set right."""
+
+# What the caption says once when all rows agree on it: field, and the words before it.
+SHARED = {
+    "device": "",
+    "level": "level ",
+    "pass": "pass ",
+    "seqlen": "T ",
+    "window": "w ",
+    "delta": "delta ",
+    "batch": "B ",
+    "heads": "H ",
+    "kv_heads": "G ",
+    "head_dim": "D ",
+    "dtype": "",
+    "run": "run ",
+}
+
+
+class Layout(NamedTuple):
+    """A table before it is drawn: headers, text cells, the line above and the notes below."""
+
+    headers: list[str]
+    cells: list[list[str]]
+    caption: str
+    notes: list[str]
+
+
+def backend_id(row: Row) -> str:
+    """function/backend, the name that the command line's globs match."""
+    return f"{row.get('function')}/{row.get('backend')}"
+
+
+def layout(rows: list[Row], width: int | None = None) -> Layout:
+    """Headers, cells, caption and notes of a table of these rows, at most `width` columns wide (None: any).
+
+    A field that all rows share goes into the caption; where it gets too wide, columns are merged, then left out."""
+    values = {field: list(dict.fromkeys(row[field] for row in rows if row.get(field) is not None)) for field in SHARED}
+    caption = " · ".join(
+        f"{words}{values[field][0]}" for field, words in SHARED.items() if len(values[field]) == 1 and field != "run"
+    )
+    notes: list[str] = []
+    marks = _reason_notes(rows, notes)
+
+    # Header, cell, in the order of the table; a shared field is a column only where the rows differ in it.
+    columns: dict[str, Callable[[Row], str]] = {
+        "backend": lambda row: backend_id(row) + ("†" if row.get("padded_heads") else "")
+    }
+    headers = {"seqlen": "T", "window": "w", "batch": "B", "heads": "H", "kv_heads": "G", "head_dim": "D"}
+    for field in ("pass", "level", *SHAPES[:2], "delta", *SHAPES[2:], "dtype", "device", "run"):
+        if len(values[field]) > 1:
+            columns[headers.get(field, field)] = lambda row, field=field: _text(row.get(field))  # type: ignore[misc]
+    columns["status"] = lambda row: _text(row.get("status")) + marks.get(_reason(row), "")
+    columns |= MEASURED
+    left_out = []
+    for drop in (None, "merge", "shorten", "TFLOP/s", "density", "err%", "prep."):
+        if drop == "merge":
+            columns = _merge_preparation(columns)
+        elif drop == "shorten":
+            columns = {("err%" if header == "err/budget" else header): cell for header, cell in columns.items()}
+            columns["err%"] = _error_percent
+        elif drop in columns:
+            del columns[drop]
+            left_out.append(drop)
+        cells = [[cell(row) for cell in columns.values()] for row in rows]
+        widths = [max([len(header), *(len(line[at]) for line in cells)]) for at, header in enumerate(columns)]
+        if width is None or sum(widths) + len(widths) - 1 <= width:
+            break
+    if any(row.get("padded_heads") for row in rows):
+        notes.append("† heads padded to 16: an upper bound, in no headline ratio")
+    if any("~" in cell for line in cells for cell in line):
+        notes.append("~ the same: the p10-p90 interval overlaps that of the fastest dense row")
+    if "prep." in columns:
+        notes.append("prep. = importance + plan")
+    if "err%" in columns:
+        notes.append("err% = error in percent of its budget")
+    if left_out:
+        notes.append(f"left out to fit {width} columns: {', '.join(left_out)} (all of it: --json)")
+    return Layout(list(columns), cells, caption, notes)
+
+
+def _merge_preparation(columns: dict[str, Callable[[Row], str]]) -> dict[str, Callable[[Row], str]]:
+    merged: dict[str, Callable[[Row], str]] = {}
+    for header, cell in columns.items():
+        if header == "imp.":
+            merged["prep."] = lambda row: _significant(_sum(row.get("importance_ms"), row.get("plan_ms")))
+        elif header != "plan":
+            merged[header] = cell
+    return merged
+
+
+def _reason_notes(rows: list[Row], notes: list[str]) -> dict[str, str]:
+    """Numbers the reasons in the order of the rows, fills `notes`, and returns the mark of each reason."""
+    marks: dict[str, str] = {}
+    for row in rows:
+        reason = _reason(row)
+        if reason and reason not in marks:
+            marks[reason] = f"[{len(marks) + 1}]"
+            notes.append(f"[{len(marks)}] {reason}")
+    return marks
+
+
+def _reason(row: Row) -> str:
+    """Why a row is not PASSED, on one line."""
+    return "" if row.get("status") == "PASSED" else " ".join(str(row.get("reason") or "").split())
+
+
+def _speedup(row: Row) -> str:
+    if row.get("speedup") is None:
+        return ""
+    return f"{_significant(row['speedup'])}x" + ("~" if same_as_baseline(row) else "")
+
+
+def _error(row: Row) -> str:
+    error, budget = row.get("error"), row.get("error_budget")
+    if error is None or not budget:
+        return ""
+    return f"{error:.0e}/{budget:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+
+
+def _error_percent(row: Row) -> str:
+    error, budget = row.get("error"), row.get("error_budget")
+    return "" if error is None or not budget else f"{100 * error / budget:.0f}%"
+
+
+def _field(name: str, show: Callable[[float | None], str]) -> Callable[[Row], str]:
+    """The cell of a measured field: empty unless the row PASSED, since a failed row has no time to show."""
+    return lambda row: show(row.get(name)) if row.get("status") == "PASSED" else ""
+
+
+def _significant(value: float | None) -> str:
+    """Three significant digits without an exponent; whole numbers from 100 on."""
+    if value is None:
+        return ""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.3g}%"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _sum(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+MEASURED: dict[str, Callable[[Row], str]] = {
+    "imp.": _field("importance_ms", _significant),
+    "plan": _field("plan_ms", _significant),
+    "kernel": _field("kernel_ms", _significant),
+    "total ms": _field("total_ms", _significant),
+    "speed-up": _speedup,
+    "density": _field("density", _percent),
+    "TFLOP/s": _field("useful_tflops", _significant),
+    "err/budget": _error,
+}

@@ -1,0 +1,97 @@
+"""Rows of `dmabench kernels` as tables for a terminal, a README and pandas. No table without its lints (lints.py)."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dmabench.lints import lints
+from dmabench.speedups import add_speedups
+from dmabench.table_layout import SHAPES, WORDS, layout
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.table import Table
+
+__all__ = ["add_speedups", "kernels_frame", "kernels_table", "lints", "markdown_table"]
+
+Row = dict[str, Any]
+
+TIMES = ("importance_ms", "plan_ms", "kernel_ms", "gpu_ms", "wall_ms", "total_ms", "p10_ms", "p90_ms", "compile_s")
+RATES = ("useful_tflops", "executed_tflops", "roof_percent", "density", "speedup")
+NUMBERS = (*SHAPES, *TIMES, *RATES, "samples", "peak_mib", "error", "error_budget", "seed")
+TEXTS = (
+    "schema",
+    "run",
+    "cell",
+    "utc",
+    "function",
+    "backend",
+    "pass",
+    "level",
+    "status",
+    "reason",
+    "dtype",
+    "delta",
+    "device",
+)
+
+
+def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
+    """The rows as a rich table of at most `width` columns.
+
+    Fields that all rows share stand in the title; the reason of every row that is not PASSED is a note under the
+    table. Where it would be too wide, columns are merged or left out, and a note says so. Times in ms.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = layout(list(rows), width)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+        title=Text(shown.caption, style="bold"),
+        title_justify="left",
+        caption=Text("\n".join(shown.notes)) if shown.notes else None,
+        caption_justify="left",
+    )
+    for number, header in enumerate(shown.headers):
+        left = header in WORDS
+        table.add_column(
+            header, justify="left" if left else "right", no_wrap=True, overflow="fold" if number else "ellipsis"
+        )
+    for cells in shown.cells:
+        style = "" if cells[shown.headers.index("status")] == "PASSED" else "dim"
+        table.add_row(*(Text(cell) for cell in cells), style=style)
+    return table
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """The same table in Markdown, for a README: caption, table, notes."""
+    shown = layout(list(rows), width=None)
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in shown.cells]
+    lines = [
+        "| " + " | ".join(shown.headers) + " |",
+        "| " + " | ".join("---" if header in WORDS else "---:" for header in shown.headers) + " |",
+        *("| " + " | ".join(cells) + " |" for cells in escaped),
+    ]
+    notes = [f"- {note}" for note in shown.notes]
+    return "\n".join([shown.caption, "", *lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def kernels_frame(rows: Iterable[Row]) -> "pandas.DataFrame":
+    """The rows as a tidy frame: every field of the row schema a column, numbers numeric (NaN where null), and `id`
+    (function/backend). Fields beyond the schema stay."""
+    import pandas
+
+    frame = pandas.DataFrame(list(rows))
+    for column in (*TEXTS, *NUMBERS):
+        if column not in frame:
+            frame[column] = None
+    for column in NUMBERS:
+        frame[column] = pandas.to_numeric(frame[column], errors="coerce").astype(float)
+    frame["id"] = [
+        f"{function}/{backend}" for function, backend in zip(frame["function"], frame["backend"], strict=True)
+    ]
+    return frame

@@ -1,0 +1,264 @@
+"""`python -m dmabench.worker`: measures groups of cells for a parent, so that a crash cannot take the parent down.
+
+Reads one JSON request a line on stdin and answers with JSON lines on stdout: `begin` (cell and stage, before anything
+that may crash), `row` (a finished cell) and `done`. Everything else that is printed goes to stderr.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dmabench.cells import Cell
+from dmabench.clock import make_clock, measured_roofs
+from dmabench.errors import Refusal
+from dmabench.gate import Gate, Verdict
+from dmabench.inputs import Inputs
+from dmabench.kernels import Backend, Unsupported, backends, cost
+from dmabench.rounds import Samples, interleave
+from dmabench.rows import failure, success
+from dmabench.subjects import Call, Subject
+
+Emit = Callable[[dict[str, Any]], None]
+RESTART = 17
+"""Exit code that asks the parent for a fresh worker: the CUDA context is lost."""
+
+_roofs: dict[tuple[str, torch.dtype], dict[str, float]] = {}
+
+
+def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
+    """Gate, then time, all cells of one shape; emits a row for each.
+
+    Args:
+        options: cap_s (seconds of sampling a cell), delta_files (label -> path).
+    """
+    shape = cells[0].shape
+    inputs = Inputs(shape, options.get("delta_files", {}))
+    gate = Gate(inputs, shape.pass_ != "fwd")
+    subjects: dict[str, Subject] = {}
+    facts: dict[str, dict[str, Any]] = {}
+
+    def failed(cell: Cell, error: Exception) -> None:
+        emit({"event": "row", "row": failure(cell, *_status_of(error))})
+        _lose_context_if_broken(error)
+
+    for cell in cells:
+        emit({"event": "begin", "cell": cell.id, "stage": "check"})
+        try:
+            call = Call(_backend(cell), cell, inputs.scale)
+            _refuse(call)
+            subject = Subject(call, inputs)
+            verdict, facts[cell.id] = _check(cell, call, subject, gate, inputs)
+        except Exception as error:
+            failed(cell, error)
+        else:
+            if verdict.wrong:
+                emit({"event": "row", "row": failure(cell, "INCORRECT", verdict.wrong, verdict)})
+            else:
+                subjects[cell.id] = subject
+        _free()
+    if not subjects:
+        return
+
+    key = (shape.device, inputs.dtype)
+    if key not in _roofs:
+        _roofs[key] = measured_roofs(*key)
+    by_id = {cell.id: cell for cell in cells}
+    samples = interleave(
+        subjects,
+        make_clock(shape.device),
+        options["cap_s"],
+        shape.seed,
+        lambda cell: emit({"event": "begin", "cell": cell, "stage": "timing"}),
+        lambda cell, error: failed(by_id[cell], error),
+    )
+    for cell_id, taken in samples.items():
+        cell, subject = by_id[cell_id], subjects[cell_id]
+        emit({"event": "begin", "cell": cell_id, "stage": "check after timing"})
+        try:
+            after = gate.recheck(subject.call, cell.function, cell.window, cell.delta, _plan(cell, inputs))
+        except Exception as error:
+            failed(cell, error)
+            continue
+        if after.wrong:
+            emit({"event": "row", "row": failure(cell, "INCORRECT", f"after timing: {after.wrong}", after)})
+        else:
+            emit(_row(cell, subject, taken, facts[cell_id] | _roofs[key]))
+    _free()
+
+
+def _check(cell: Cell, call: Call, subject: Subject, gate: Gate, inputs: Inputs) -> tuple[Verdict, dict[str, Any]]:
+    """The gate's verdict, and what the first calls tell: seconds to compile, peak memory, executed pairs."""
+    start = time.perf_counter()
+    subject.ready()
+    subject.region()
+    _synchronize(inputs)
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    subject.ready()
+    subject.region()
+    _synchronize(inputs)
+    again = time.perf_counter() - start
+    facts: dict[str, Any] = {"compile_s": max(0.0, first - again), "peak_mib": _peak_mib(subject, inputs)}
+    plan = _plan(cell, inputs)
+    if plan is not None:
+        facts["executed_pairs"] = call.backend.executed_pairs(plan=plan, problem=call.problem)
+        facts["live_keys"] = int(plan.live_count_BG.sum())
+    verdict = gate.check(call, cell.function, cell.window, cell.delta, plan)
+    facts |= {"error": verdict.error, "error_budget": verdict.budget}
+    return verdict, facts
+
+
+def _peak_mib(subject: Subject, inputs: Inputs) -> float | None:
+    """Peak device memory of the pass, its inputs included, the harness's own buffers left out; None on a CPU."""
+    if torch.device(inputs.shape.device).type != "cuda":
+        return None
+    _free()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    subject.ready()
+    result = subject.region()
+    torch.cuda.synchronize()
+    used = torch.cuda.max_memory_allocated() - before
+    del result
+    subject.release()
+    tensors = [inputs.q, inputs.k, inputs.v] + ([inputs.dout] if inputs.shape.pass_ != "fwd" else [])
+    return (used + sum(x.numel() * x.element_size() for x in tensors)) / 2**20
+
+
+def _row(cell: Cell, subject: Subject, samples: Samples, facts: dict[str, Any]) -> dict[str, Any]:
+    problem = subject.call.problem
+    heads = problem.batch * problem.heads
+    pairs = heads * cost.kept_pairs(problem.query_len, problem.key_len, cell.window)
+    what = cell.shape.pass_
+    work = {
+        "density": cost.density(problem.query_len, problem.key_len, cell.window),
+        "flops": cost.flops(what, pairs, problem.head_dim),
+        "executed_flops": cost.flops(what, facts.pop("executed_pairs", None) or pairs, problem.head_dim),
+        "bytes": cost.bytes_moved(
+            what,
+            batch=problem.batch,
+            heads=problem.heads,
+            kv_heads=problem.kv_heads,
+            query_len=problem.query_len,
+            key_len=problem.key_len,
+            head_dim=problem.head_dim,
+            itemsize=torch.finfo(problem.dtype).bits // 8,
+            biased=cell.function == "dma",
+        ),
+    }
+    row, raw = success(cell, samples, facts, work)
+    return {"event": "row", "row": row, "samples": raw}
+
+
+def _backend(cell: Cell) -> Backend:
+    return next(backend for backend in backends() if backend.id == cell.name)
+
+
+def _plan(cell: Cell, inputs: Inputs) -> Any:
+    if cell.function != "dma":
+        return None
+    assert cell.delta is not None and cell.window is not None
+    return inputs.plan(cell.delta, cell.window)
+
+
+def _refuse(call: Call) -> None:
+    """Raise what can be known without running: unsupported, or a T x T workspace that does not fit."""
+    shape = call.cell.shape
+    if shape.level != "kernel":
+        raise Unsupported(f"level {shape.level!r} is not built yet; only --level kernel is")
+    if shape.pass_ == "decode" and "decode" not in call.backend.passes:
+        raise Unsupported("decoding is not built yet: it needs the cache of live keys")
+    refusal = call.backend.refusal(call.problem)
+    if refusal:
+        raise Unsupported(refusal)
+    needed, free = call.backend.workspace(call.problem), _free_bytes(call.problem.device)
+    if call.problem.backward:
+        needed *= 2
+    if needed > free:
+        raise MemoryError(f"needs {needed / 2**30:.0f} GiB for T x T tensors, {free / 2**30:.0f} GiB are free")
+
+
+def _free_bytes(device: str) -> int:
+    if device == "cuda":
+        _free()
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on this system: let the call try
+        return 1 << 62
+
+
+def _free() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _synchronize(inputs: Inputs) -> None:
+    if torch.device(inputs.shape.device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _status_of(error: Exception) -> tuple[str, str]:
+    """(status, reason) of a row whose cell raised. The whole traceback goes to stderr where it may be a bug."""
+    reason = _sentence(error)
+    if isinstance(error, Refusal):
+        raise error
+    if isinstance(error, Unsupported):
+        return "UNSUPPORTED", reason
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "OUT_OF_MEMORY", reason
+    traceback.print_exception(error)
+    module = type(error).__module__
+    if module.startswith(("torch._inductor", "torch._dynamo", "triton.compiler")):
+        return "COMPILE_ERROR", reason
+    return "RUNTIME_ERROR", f"{type(error).__name__}: {reason}"
+
+
+def _sentence(error: BaseException) -> str:
+    """The message on one line, cut, with the cause's where a compiler wrapped it."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    if error.__cause__ is None:
+        return text
+    return f"{text[:120]} (cause: {_sentence(error.__cause__)})"
+
+
+def _lose_context_if_broken(error: Exception) -> None:
+    """After an illegal access every CUDA call of this process fails: leave, and let the parent start another."""
+    if not torch.cuda.is_available() or isinstance(error, (Unsupported, MemoryError, torch.OutOfMemoryError)):
+        return
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        sys.stdout.flush()
+        os._exit(RESTART)
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the answers
+    warnings.filterwarnings("ignore")
+
+    def emit(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            measure([Cell.from_settings(cell) for cell in request["cells"]], request["options"], emit)
+            emit({"event": "done"})
+        except Refusal as refusal:
+            emit({"event": "refusal", "reason": str(refusal)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Attention functions and their backends. Imports as ``dmabench.kernels``; knows no command line and no task."""
+
+from dmabench.kernels.dma import dynamic_mask_attention
+from dmabench.kernels.importance import importance
+from dmabench.kernels.plan import Plan, Tiles, make_plan
+from dmabench.kernels.registry import Backend, Problem, Unsupported, backends
+
+__all__ = [
+    "Backend",
+    "Plan",
+    "Problem",
+    "Tiles",
+    "Unsupported",
+    "backends",
+    "dynamic_mask_attention",
+    "importance",
+    "make_plan",
+]

@@ -1,0 +1,129 @@
+"""Causal attention to every key: the baselines that a sparse attention has to beat.
+
+Each SDPA backend is a row of its own, because torch's default choice is not the fastest (on Hopper cuDNN is). The
+queries are as many as the keys: SDPA's causal mask is aligned to the first key.
+"""
+
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dmabench.kernels import flex
+from dmabench.kernels.block_masks import TileLists
+from dmabench.kernels.registry import Backend, Problem, Unsupported
+from dmabench.kernels.sliding_window import window_lists
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _sdpa(backend: SDPBackend):
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        with sdpa_kernel([backend]):
+            try:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups > 1)
+            except RuntimeError as error:
+                if "No available kernel" in str(error):
+                    raise Unsupported(
+                        f"torch {torch.__version__} has no {backend.name} kernel for {q.dtype}, "
+                        f"head dim {q.shape[-1]}, {q.shape[1]}/{k.shape[1]} heads here"
+                    ) from error
+                raise
+
+    return attend
+
+
+def _refuses_offset(problem: Problem) -> str | None:
+    if problem.query_len != problem.key_len:
+        return "SDPA aligns its causal mask to the first key: it needs as many queries as keys"
+    return None
+
+
+def _refuses_flash(problem: Problem) -> str | None:
+    if problem.device == "cuda" and problem.dtype not in _HALF:
+        return f"FlashAttention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
+    return _refuses_offset(problem)
+
+
+def _refuses_cudnn(problem: Problem) -> str | None:
+    if problem.dtype not in _HALF:
+        return f"cuDNN attention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
+    return _refuses_offset(problem)
+
+
+def _needs_cuda(what: str):
+    return lambda device: None if device == "cuda" else f"{what} needs a CUDA device"
+
+
+def _math_workspace(problem: Problem) -> int:
+    # Scores and probabilities, with half precision computed in float32; counted on the CPU: 2 x 4 bytes at the peak.
+    bytes_each = max(4, torch.finfo(problem.dtype).bits // 8)
+    return 2 * bytes_each * problem.batch * problem.heads * problem.query_len * problem.key_len
+
+
+def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    T = k.shape[2]
+    birth, evict, lists = _causal(T, q.requires_grad and torch.is_grad_enabled(), q.device)
+    return flex.attend(q, k, v, None, birth, evict, lists, 0, scale)[0]
+
+
+def _causal(T: int, backward: bool, device: torch.device) -> tuple[Tensor, Tensor, TileLists]:
+    return window_lists(T, T, backward, device)
+
+
+def _fa3_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+def _fa4_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    from flash_attn.cute import flash_attn_func
+
+    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
+def _needs_package(module: str, what: str):
+    def missing(device: str) -> str | None:
+        if device != "cuda":
+            return f"{what} needs a CUDA device"
+        try:
+            found = find_spec(module) is not None
+        except ModuleNotFoundError:
+            found = False
+        return None if found else f"{what} is not installed (module {module})"
+
+    return missing
+
+
+BACKENDS = [
+    Backend("dense", "sdpa-flash", _sdpa(SDPBackend.FLASH_ATTENTION), refuses=_refuses_flash),
+    Backend(
+        "dense",
+        "sdpa-cudnn",
+        _sdpa(SDPBackend.CUDNN_ATTENTION),
+        missing=_needs_cuda("cuDNN attention"),
+        refuses=_refuses_cudnn,
+    ),
+    Backend("dense", "sdpa-math", _sdpa(SDPBackend.MATH), refuses=_refuses_offset, workspace=_math_workspace),
+    Backend("dense", "flex", _flex_attend, missing=flex.missing, refuses=flex.refuses),
+    Backend(
+        "dense",
+        "fa3",
+        _fa3_attend,
+        missing=_needs_package("flash_attn_interface", "FlashAttention-3"),
+        refuses=_refuses_flash,
+    ),
+    Backend(
+        "dense",
+        "fa4",
+        _fa4_attend,
+        missing=_needs_package("flash_attn.cute", "FlashAttention-4"),
+        refuses=_refuses_flash,
+    ),
+]

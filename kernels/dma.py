@@ -1,0 +1,117 @@
+"""The operator: one function, interchangeable backends."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels import registry
+from dmabench.kernels.plan import Plan, make_plan
+from dmabench.kernels.registry import Problem, Unsupported
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def dynamic_mask_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    window: int,
+    *,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    plan: Plan | None = None,
+    backend: str = "auto",
+    return_lse: bool = False,
+    check_finite: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention to the `window` most important keys of each prefix (arXiv 2508.02124, Eq. 3-10, Listing 1).
+
+    `o_i = softmax_j(q_i k_j * scale + delta_j) v_j` over the keys j <= i whose delta is among the `window` largest of
+    delta[0..i]; of equal deltas the later position wins. Causality comes before the choice of keys. The choice is not
+    differentiated; gradients reach q, k, v and delta, and are exactly zero for keys that nobody attends to.
+
+    Args:
+        q: [B, H, Tq, D], rotary positions applied; the queries are the last Tq of the Tk positions. Any strides.
+        k, v: [B, G, Tk, D], H a multiple of G. fp32, fp16, bf16 (float64 with backend="reference").
+        delta: importance [B, G, Tk], float32 whatever the dtype of q (`dmabench.kernels.importance` makes it).
+        window: keys a query may attend to, >= 1.
+        key_mask: optional bool [B, Tk]; False marks padding: never attended, never counted.
+        scale: factor of q k^T, default 1/sqrt(D).
+        plan: a plan made from the same delta, window and key mask, to be shared between calls or layers.
+        backend: "auto" or the name of a DMA backend (`dmabench list backends`).
+        return_lse: also return the log of the softmax's denominator, [B, H, Tq] (not differentiable).
+        check_finite: refuse a NaN or infinite delta by name (one synchronisation); without it NaN is never attended.
+
+    Returns:
+        out [B, H, Tq, D] in q's dtype, and lse if asked for. A row without a live key (a padded query) gives output 0,
+        lse -inf and gradient 0.
+
+    Raises:
+        ValueError: shapes, dtypes or a window that do not fit, an unknown backend, a non-finite delta.
+        Unsupported: the backend asked for cannot do this; the message says why.
+    """
+    _check(q, k, v, delta)
+    if plan is None:
+        plan = make_plan(delta, window, key_mask=key_mask, query_len=q.shape[2])
+    elif key_mask is not None:
+        raise ValueError("key_mask belongs to the plan: give it to make_plan, or leave the plan out")
+    elif (plan.window, plan.query_len, plan.evict_BGT.shape) != (window, q.shape[2], delta.shape):
+        raise ValueError(
+            f"the plan is for window {plan.window}, {plan.query_len} queries and delta {tuple(plan.evict_BGT.shape)}; "
+            f"the call has window {window}, {q.shape[2]} queries and delta {tuple(delta.shape)}"
+        )
+    if check_finite:
+        plan.require_finite()
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, delta))
+    problem = Problem(
+        device=q.device.type,
+        dtype=q.dtype,
+        batch=q.shape[0],
+        heads=q.shape[1],
+        kv_heads=k.shape[1],
+        query_len=q.shape[2],
+        key_len=k.shape[2],
+        head_dim=q.shape[3],
+        window=window,
+        backward=backward,
+    )
+    chosen = registry.get(f"dma/{_choose(problem) if backend == 'auto' else backend}")
+    refusal = chosen.refusal(problem)
+    if refusal:
+        raise Unsupported(f"{chosen.id}: {refusal}")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    out, lse = chosen.attend(q, k, v, delta=delta, plan=plan, scale=scale)
+    if not return_lse:
+        return out
+    if lse is None:
+        raise Unsupported(f"{chosen.id} does not return lse on {q.device.type}; dma/reference does")
+    return out, lse
+
+
+def _choose(problem: Problem) -> str:
+    """FlexAttention on CUDA; on a CPU the reference, which has a backward and nothing to compile."""
+    return "flex" if problem.device == "cuda" and problem.dtype != torch.float64 else "reference"
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, delta: Tensor) -> None:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(
+            f"q must be [B, H, Tq, D] and k, v [B, G, Tk, D], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    (B, H, Tq, D), (_, G, Tk, _) = q.shape, k.shape
+    if k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or head dimension")
+    if G == 0 or H % G:
+        raise ValueError(f"{H} query heads cannot share {G} key/value heads evenly: H must be a multiple of G")
+    if Tq > Tk:
+        raise ValueError(f"{Tq} queries for {Tk} keys: the queries are the last of the keys' positions")
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"q, k, v must share one of {DTYPES}, got {q.dtype}, {k.dtype}, {v.dtype}")
+    wanted = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
+    if delta.shape != (B, G, Tk) or delta.dtype not in wanted:
+        raise ValueError(f"delta must be float32 {(B, G, Tk)}, got {delta.dtype} {tuple(delta.shape)}")
+    devices = {x.device for x in (q, k, v, delta)}
+    if len(devices) > 1:
+        raise ValueError(f"q, k, v and delta are on different devices: {', '.join(sorted(map(str, devices)))}")

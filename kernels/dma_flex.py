@@ -1,0 +1,94 @@
+"""dma/flex: dynamic mask attention through FlexAttention, fed with the plan's tiles.
+
+Live keys are gathered into Z-order, where tiles are nearly all-live or all-dead, and FlexAttention runs over the
+active ones. Memory and time follow the kept pairs. Forward and backward on CUDA; forward on a CPU.
+"""
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels import flex
+from dmabench.kernels.block_masks import TileLists, tile_lists
+from dmabench.kernels.plan import Plan
+from dmabench.kernels.registry import Backend, Problem
+
+
+def _slots(plan: Plan) -> int:
+    """How many reordered keys to keep: all live ones, in steps of 1/32 of T so that few shapes are compiled."""
+    step = max(1, -(-plan.key_len // (32 * flex.BLOCK))) * flex.BLOCK
+    live = max(1, int(plan.live_count_BG.max()))
+    return min(-(-live // step) * step, plan.key_len)
+
+
+def _keys(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the kept keys in Z-order [B, G, K] (int64), and their birth and eviction (int32)."""
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        order = plan.order_BGT[..., : _slots(plan)].contiguous()
+        birth = plan.birth_BGT.gather(-1, order)
+        # A key outside the padding may still be dead (the heads keep equally many slots): give it an empty life.
+        return order, birth, torch.where(plan.live_BGT.gather(-1, order), plan.evict_BGT.gather(-1, order), birth)
+
+    return plan.derived("flex keys", make)
+
+
+def _lists(plan: Plan, groups: int, backward: bool) -> TileLists:
+    def make() -> TileLists:
+        tiles = plan.tiles(flex.BLOCK, flex.BLOCK)
+        kept = -(-_keys(plan)[0].shape[-1] // flex.BLOCK)
+        ranges = (tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN)
+        query_blocks = -(-plan.query_len // flex.BLOCK)
+        return tile_lists(*(x[..., :kept] for x in ranges), query_blocks, backward).to_heads(groups)
+
+    return plan.derived(("flex lists", groups, backward), make)
+
+
+def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
+    """Make what the call needs from the plan; the call does it by itself if this was not called."""
+    _keys(plan)
+    _lists(plan, problem.groups, problem.backward)
+
+
+def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
+    return int(plan.tiles(flex.BLOCK, flex.BLOCK).executed_pairs()) * problem.groups
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor | None]:
+    """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, delta))
+    order, birth, evict = _keys(plan)
+    bias = _TakeKeys.apply(delta, order).masked_fill(evict <= birth, 0.0)  # a dead key's delta may be NaN
+    k, v = _TakeKeys.apply(k, order), _TakeKeys.apply(v, order)
+    lists = _lists(plan, q.shape[1] // k.shape[1], backward)
+    return flex.attend(q, k, v, bias, birth, evict, lists, plan.query_offset, scale)
+
+
+class _TakeKeys(torch.autograd.Function):
+    """x[b, g, order[b, g]] along the key dimension. Positions are distinct, so the gradient is a plain scatter,
+    deterministic and without the atomics of gather's own backward."""
+
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.save_for_backward(order)
+        ctx.keys = x.shape[2]
+        return x.gather(2, order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1]))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (order,) = ctx.saved_tensors
+        shape = (*grad.shape[:2], ctx.keys, *grad.shape[3:])
+        index = order if grad.dim() == 3 else order[..., None].expand_as(grad)
+        return grad.new_zeros(shape).scatter_(2, index, grad), None
+
+
+BACKENDS = [
+    Backend(
+        function="dma",
+        name="flex",
+        attend=attend,
+        missing=flex.missing,
+        refuses=flex.refuses,
+        prepare=prepare,
+        executed_pairs=_executed_pairs,
+    )
+]

@@ -1,0 +1,114 @@
+"""Every attention that can be called or timed, by id: `function/name`, such as dma/flex or dense/sdpa-flash.
+
+A backend from outside registers through the entry-point group `dmabench.backends`: an entry point that loads to a
+`Backend` or to a list of them (CONTRIBUTING shows one in ten lines).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+
+FUNCTIONS = {
+    "dma": "dynamic mask attention: attend(q, k, v, *, delta, plan, scale) -> (out, lse)",
+    "dense": "causal attention to every key: attend(q, k, v, *, scale) -> out",
+    "swa": "causal attention to the last `window` keys: attend(q, k, v, *, window, scale) -> out",
+}
+ENTRY_POINTS = "dmabench.backends"
+
+
+class Unsupported(Exception):
+    """This backend cannot do this: the message says why, and what would help."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend is asked for, in the terms in which it may refuse."""
+
+    device: str
+    """"cpu" or "cuda"."""
+    dtype: torch.dtype
+    batch: int
+    heads: int
+    kv_heads: int
+    query_len: int
+    key_len: int
+    head_dim: int
+    window: int | None
+    backward: bool
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.heads // self.kv_heads
+
+
+def _always(_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one attention function. q is [B, H, T, D], k and v are [B, G, T, D], any strides."""
+
+    function: str
+    name: str
+    attend: Callable[..., Any]
+    """The call, with the signature that FUNCTIONS gives for its function; differentiable where `passes` has bwd."""
+    passes: tuple[str, ...] = ("fwd", "bwd", "fwd+bwd")
+    missing: Callable[[str], str | None] = _always
+    """device -> why it cannot run there at all, or None."""
+    refuses: Callable[[Problem], str | None] = _always
+    """problem -> why it cannot do this one, or None."""
+    workspace: Callable[[Problem], int] = lambda _: 0
+    """problem -> bytes beside inputs and outputs that grow as T^2, so that it can be refused in time."""
+    prepare: Callable[..., Any] = lambda **_: None
+    """(plan=..., delta=..., problem=...) converts the plan ahead of the call; timed as part of the plan."""
+    executed_pairs: Callable[..., int | None] = lambda **_: None
+    """(plan=..., problem=...) -> query-key pairs computed, all heads, where tiles make it more than are kept."""
+
+    def __post_init__(self) -> None:
+        if self.function not in FUNCTIONS:
+            raise ValueError(f"{self.name}: unknown function {self.function!r}, known are {', '.join(FUNCTIONS)}")
+
+    @property
+    def id(self) -> str:
+        return f"{self.function}/{self.name}"
+
+    def unavailable(self, device: str) -> str | None:
+        """Why it cannot run on `device` ("cpu" or "cuda"), or None."""
+        return self.missing(device)
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why it cannot do `problem`, or None: the one question to ask before a call."""
+        if problem.backward and "bwd" not in self.passes:
+            return f"{self.id} has no backward"
+        return self.missing(problem.device) or self.refuses(problem)
+
+
+@cache
+def backends() -> tuple[Backend, ...]:
+    """All of them: our own in the order of the tables, then those from outside."""
+    from dmabench.kernels import dense, dma_flex, dma_masked, dma_reference, dma_slots, sliding_window
+
+    own = (dma_reference, dma_flex, dma_slots, dma_masked, dense, sliding_window)
+    found = [backend for module in own for backend in module.BACKENDS]
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        loaded = entry.load()
+        found += loaded if isinstance(loaded, (list, tuple)) else [loaded]
+    ids = [backend.id for backend in found]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise ValueError(f"two backends register as {', '.join(twice)}: rename or uninstall one")
+    return tuple(found)
+
+
+def get(backend_id: str) -> Backend:
+    """The backend with this id; ValueError names the known ones."""
+    for backend in backends():
+        if backend.id == backend_id:
+            return backend
+    raise ValueError(f"no backend {backend_id!r}; known are {', '.join(b.id for b in backends())}")

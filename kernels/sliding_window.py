@@ -1,0 +1,74 @@
+"""Causal attention to the last `window` keys, the query's own among them: 0 <= i - j < window."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels import flex
+from dmabench.kernels.block_masks import TileLists, tile_lists
+from dmabench.kernels.registry import Backend, Problem
+
+
+@lru_cache(maxsize=16)
+def window_lists(T: int, window: int, backward: bool, device: torch.device) -> tuple[Tensor, Tensor, TileLists]:
+    """Birth, eviction [1, 1, T] and tile lists of a sliding window; key j lives for the queries [j, j + window)."""
+    birth = torch.arange(T, dtype=torch.int32, device=device)
+    evict = (birth + min(window, T)).clamp(max=T)
+    block = flex.BLOCK
+    start = torch.arange(0, T, block, device=device)
+    stop = (start + block).clamp(max=T)
+    query_blocks = start.numel()
+    last_evict, first_evict = evict[stop - 1].long(), evict[start].long()
+    last = (last_evict + block - 1) // block
+    full_first = (stop - 1 + block - 1) // block
+    full_last = torch.where(first_evict >= T, last, first_evict // block)
+    full_last = torch.where(stop - start == block, full_last, 0)  # a tile that hangs over the end is never full
+    none = full_last <= full_first
+    first = start // block
+    full_first, full_last = torch.where(none, first, full_first), torch.where(none, first, full_last)
+    ranges = (x[None, None] for x in (first, last, full_first, full_last))
+    return birth[None, None], evict[None, None], tile_lists(*ranges, query_blocks, backward)
+
+
+def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    birth, evict, lists = window_lists(k.shape[2], window, backward, q.device)
+    return flex.attend(q, k, v, None, birth, evict, lists, k.shape[2] - q.shape[2], scale)[0]
+
+
+def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+    """FlashAttention-2 with a window, through torch's packed-sequences entry."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, H, T, D = q.shape
+    starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
+    packed = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    if H != k.shape[1]:  # torch 2.11's entry has no grouped heads
+        groups = H // k.shape[1]
+        packed = (
+            q.transpose(1, 2).flatten(0, 1),
+            *(x.transpose(1, 2).repeat_interleave(groups, 2).flatten(0, 1) for x in (k, v)),
+        )
+    out = varlen_attn(*packed, starts, starts, T, T, scale=scale, window_size=(min(window, T) - 1, 0))
+    return out.view(B, T, H, D).transpose(1, 2)
+
+
+def _refuses_varlen(problem: Problem) -> str | None:
+    if problem.dtype not in (torch.float16, torch.bfloat16):
+        return f"FlashAttention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
+    if problem.query_len != problem.key_len:
+        return "swa/varlen-flash needs as many queries as keys"
+    return None
+
+
+BACKENDS = [
+    Backend("swa", "flex", _flex_attend, missing=flex.missing, refuses=flex.refuses),
+    Backend(
+        "swa",
+        "varlen-flash",
+        _varlen_attend,
+        missing=lambda device: None if device == "cuda" else "FlashAttention for packed sequences needs a CUDA device",
+        refuses=_refuses_varlen,
+    ),
+]

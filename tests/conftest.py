@@ -1,0 +1,30 @@
+"""What every test shares: the import path of an installed package, the `gpu` marker, the settings of hypothesis."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `python -m pytest` puts the checkout on sys.path, where the rooms `kernels` and `tasks` would be top-level modules.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+# No deadline: the first call of a kernel compiles it. CI draws the same examples each time: a red run can be repeated.
+settings.register_profile("dmabench", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("dmabench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch  # here, since it takes seconds and most single-file runs do not need it
+
+    if torch.cuda.is_available():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))

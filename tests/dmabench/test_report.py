@@ -1,0 +1,124 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from dmabench import runs
+from dmabench.errors import Refusal
+from dmabench.report import summary, write_report
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects images, tables outside a scrolling box, and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.loose_tables, self.words = [], [], 0, []
+        self.tags = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        given = dict(attributes)
+        if tag == "img":
+            self.images.append(given)
+        if tag == "table" and self.open[-1] != ("div", "box"):
+            self.loose_tables += 1
+        if tag not in VOID:
+            self.open.append((tag, given.get("class")))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+def page(paths, folder):
+    text = write_report(paths, folder / "out" / "report.html").read_text()
+    return text, Page(text)
+
+
+def test_a_run_has_its_table_charts_doubts_and_claims(stored, tmp_path):
+    _, path = stored
+    _, parsed = page([path], tmp_path)
+    assert "dma/flex is 32.00 times as fast as dense/sdpa-cudnn" in parsed.text
+    assert "16 cells: 13 PASSED, 2 OUT_OF_MEMORY, 1 UNSUPPORTED." in parsed.text
+    assert "the CUDA kernels are not built yet" in parsed.text and "0123456" in parsed.text
+    assert len(parsed.images) == 2 and parsed.loose_tables == 0
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in parsed.images)
+    assert all("dma/flex" in image["alt"] and "forward" in image["alt"] for image in parsed.images)
+    assert "kernel-cuda-10x-most-dense" in parsed.text and "NOT_TESTABLE" in parsed.text
+
+
+def test_the_page_stands_alone(stored, tmp_path):
+    text, parsed = page([stored[1]], tmp_path)
+    assert "script" not in parsed.tags and "link" not in parsed.tags
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", text) and "url(" not in text and "@import" not in text
+    assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text and "width=device-width" in text
+    assert str(tmp_path) not in text
+
+
+def test_names_with_html_in_them_are_escaped(tmp_path, environment, row, monkeypatch):
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    evil = "<script>alert(1)</script><img src=x onerror=y>"
+    environment = {**environment, "gpus": [{"name": evil}]}
+    run = runs.Run.start(tmp_path, "kernels", [evil], {}, environment)
+    run.append(row("dma/" + evil.replace("/", ""), device=evil), None)
+    run.append(row("dma/flex", total_ms=None, status="RUNTIME_ERROR", reason=evil), None)
+    text, parsed = page([run.path], tmp_path)
+    assert "<script" not in text and "script" not in parsed.tags
+    assert all(image["src"].startswith("data:") for image in parsed.images)
+    assert "alert(1)" in parsed.text
+
+
+def test_no_run_says_which_command_makes_one(tmp_path):
+    _, parsed = page([], tmp_path)
+    assert "There is no run to show yet" in parsed.text and "dmabench kernels --quick" in parsed.text
+
+
+def test_damaged_lines_and_unreadable_runs_are_counted_and_named(stored, tmp_path, environment):
+    root, path = stored
+    with open(path / "rows.jsonl", "a") as file:
+        file.write('{"schema": 1, "cel')
+    newer = runs.Run.start(root, "kernels", [], {}, environment)
+    (newer.path / "manifest.json").write_text('{"schema": 99}')
+    _, parsed = page([path, newer.path], tmp_path)
+    assert "2 problems while reading" in parsed.text
+    assert f"{path.name}/rows.jsonl, line 17: damaged, skipped" in parsed.text
+    assert f"{newer.name} was left out" in parsed.text and "update dmabench" in parsed.text
+    assert "1 damaged line of this run" in parsed.text
+
+
+def test_runs_of_two_machines_are_two_sections(stored, tmp_path, environment, row):
+    root, path = stored
+    other = {**environment, "gpus": [{"name": "NVIDIA A100"}], "git": {"sha": "f" * 40, "dirty": True}}
+    second = runs.Run.start(root, "kernels", [], {}, other)
+    second.append(row("dma/flex", 131072, 1.0, device="NVIDIA A100"), None)
+    _, parsed = page([path, second.path], tmp_path)
+    assert "fffffff-dirty" in parsed.text and "0123456" in parsed.text
+    # The A100 row has no dense row in its own run, so it must not have borrowed the H100's.
+    assert "no dense row to compare with" in parsed.text
+    assert "running, so the table may lack cells" in parsed.text
+
+
+def test_an_unwritable_page_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="--out FILE"):
+        write_report([], tmp_path / "file" / "report.html")
+
+
+def test_summary_says_slower_and_same(row):
+    rows = [row("dense/sdpa-flash", total_ms=1.0), row("dma/flex", total_ms=2.0), row("swa/flex", total_ms=1.0)]
+    _, slower, same = summary(rows)
+    assert "dma/flex is slower, 0.50 times as fast as dense/sdpa-flash" in slower
+    assert "swa/flex is as fast as dense/sdpa-flash" in same
+    assert summary([]) == ["Nothing was measured."]
