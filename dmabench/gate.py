@@ -146,12 +146,11 @@ class Gate:
         dout: Tensor,
     ) -> dict[str, Tensor]:
         inputs = self.inputs
-        q, k, v = (x.to(precision) for x in (inputs.q[:, :, rows], inputs.k, inputs.v))
-        leaves = [q, k, v, delta.to(precision)]
-        if self.backward:
-            leaves = [x.detach().requires_grad_() for x in leaves]
+        tensors = (inputs.q[:, :, rows], inputs.k, inputs.v, delta)
+        leaves = [x.detach().to(precision).requires_grad_(self.backward) for x in tensors]
+        q, k, v, delta = leaves
         birth, evict = (x.expand(delta.shape) for x in (mask.birth, mask.evict))
-        out, _ = reference.attend(*leaves, birth, evict, inputs.scale, rows, rounding)
+        out, _ = reference.attend(q, k, v, delta, birth, evict, inputs.scale, rows, rounding)
         found = {"out": _stored(out.detach(), inputs.dtype, rounding)}
         if self.backward:
             grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision))
@@ -176,7 +175,8 @@ class Gate:
         found: dict[str, Tensor] = {}
         if backward:
             leaves = [x.detach().requires_grad_() for x in leaves]
-            out = attention(*leaves[:3], leaves[3] if delta is not None else None, plan)
+            q, k, v = leaves[:3]
+            out = attention(q, k, v, leaves[3] if delta is not None else None, plan)
             _poison(leaves)
             grads = torch.autograd.grad(out, leaves, expected.dout)
             found = dict(zip(NAMES[1:], grads, strict=False))

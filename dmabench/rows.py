@@ -67,8 +67,9 @@ def success(cell: Cell, samples: Any, facts: dict[str, Any], work: dict[str, Any
     row = _empty(cell, "PASSED", None)
     gpu = statistics.median(samples.gpu_ms) if samples.gpu_ms else None
     wall = statistics.median(samples.wall_ms)
-    total_is = "gpu" if gpu is not None and gpu >= wall else "wall"
-    total, spread = (gpu, samples.gpu_ms) if total_is == "gpu" else (wall, samples.wall_ms)
+    total_is, total, spread = "wall", wall, samples.wall_ms
+    if gpu is not None and gpu >= wall:
+        total_is, total, spread = "gpu", gpu, samples.gpu_ms
     parts = {name: statistics.median(values) for name, values in samples.parts.items()}
     row |= {**parts, "gpu_ms": gpu, "wall_ms": wall, "total_ms": total, "total_is": total_is}
     if row["kernel_ms"] is None and cell.shape.pass_ != "fwd+bwd":

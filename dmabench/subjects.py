@@ -116,8 +116,9 @@ class Subject:
             return self.call(self.inputs.q, self.inputs.k, self.inputs.v, delta, plan)
 
     def _forward(self, leaves: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        q, k, v = leaves[:3]
         delta = leaves[3] if self.is_dma else None
-        return leaves, self.call(*leaves[:3], delta, self._plan() if self.is_dma else None)
+        return leaves, self.call(q, k, v, delta, self._plan() if self.is_dma else None)
 
     def _forward_and_backward(self) -> Any:
         leaves = self._leaves()
@@ -125,9 +126,9 @@ class Subject:
         if self.is_dma:
             # delta is the named one; the importance computed from v joins the region with a gradient of its own, so
             # that its forward and backward are paid for. Its value is not used: the distribution is the axis.
-            weights = [x.detach().requires_grad_() for x in (self.inputs.weight, self.inputs.gate)]
-            outputs = [importance(leaves[2], *weights)]
+            weight, gate = (x.detach().requires_grad_() for x in (self.inputs.weight, self.inputs.gate))
+            outputs = [importance(leaves[2], weight, gate)]
             grads.append(self._delta())
         _, out = self._forward(leaves)
-        wanted = leaves + (weights if self.is_dma else [])
+        wanted = leaves + ([weight, gate] if self.is_dma else [])
         return torch.autograd.grad([out, *outputs], wanted, grads)

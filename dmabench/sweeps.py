@@ -19,7 +19,8 @@ def parse_sweep(text: str, option: str, least: int = 1) -> list[int]:
         if len(pieces) == 1:
             numbers.append(_number(pieces[0], option))
         elif len(pieces) == 3:
-            numbers += _range(*pieces, option, part)
+            start, stop, step = pieces
+            numbers += _range(start, stop, step, option, part)
         else:
             raise Refusal(_form(option, part))
         if len(numbers) > LONGEST:

@@ -5,10 +5,12 @@ each query block, the list of its partial and of its full tiles, and for its bac
 are made here by expanding the ranges, so the work and the memory follow the active tiles, not T^2.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from dmabench.kernels.plan import Tiles
 
 
 @dataclass(frozen=True)
@@ -24,25 +26,30 @@ class TileLists:
     full_q_count: Tensor | None = None
     full_q_index: Tensor | None = None
 
-    def tensors(self) -> list[Tensor | None]:
-        return [getattr(self, f.name) for f in fields(self)]
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Under the names that BlockMask gives them."""
+        return {
+            "kv_num_blocks": self.kv_count,
+            "kv_indices": self.kv_index,
+            "full_kv_num_blocks": self.full_kv_count,
+            "full_kv_indices": self.full_kv_index,
+            "q_num_blocks": self.q_count,
+            "q_indices": self.q_index,
+            "full_q_num_blocks": self.full_q_count,
+            "full_q_indices": self.full_q_index,
+        }
 
     def to_heads(self, groups: int) -> "TileLists":
         """Repeat each key/value head's lists for its query heads."""
         if groups == 1 or self.kv_count.shape[1] == 1:
             return self
-        return TileLists(*(None if x is None else x.repeat_interleave(groups, 1) for x in self.tensors()))
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        repeated = {name: x.repeat_interleave(groups, 1) for name, x in mine.items() if x is not None}
+        return replace(self, **repeated)
 
 
-def tile_lists(
-    first_BGN: Tensor,
-    last_BGN: Tensor,
-    full_first_BGN: Tensor,
-    full_last_BGN: Tensor,
-    query_blocks: int,
-    by_tile: bool,
-) -> TileLists:
-    """Lists for ranges [first, last) of query blocks, of which [full_first, full_last) is full; int [B, G, N].
+def tile_lists(tiles: Tiles, query_blocks: int, by_tile: bool) -> TileLists:
+    """Lists for the ranges of query blocks in `tiles`.
 
     Widths are rounded up to powers of two, so that a compiled FlexAttention meets few different shapes. Their
     sizes are read from the device (two synchronisations a pair of lists, two more by tile).
@@ -51,10 +58,11 @@ def tile_lists(
         by_tile: also make the lists by tile, which only the backward reads.
     """
     # Partial query blocks of a tile: before and after its full ones.
-    partial = (torch.stack([first_BGN, full_last_BGN], -1), torch.stack([full_first_BGN, last_BGN], -1))
-    full = (full_first_BGN[..., None], full_last_BGN[..., None])
-    lists = _same_width([_by_query_block(*ranges, query_blocks) for ranges in (partial, full)])
-    lists_by_tile = _same_width([_by_tile(*ranges) for ranges in (partial, full)]) if by_tile else []
+    before, after = (tiles.first_BGN, tiles.full_first_BGN), (tiles.full_last_BGN, tiles.last_BGN)
+    partial = (torch.stack([before[0], after[0]], -1), torch.stack([before[1], after[1]], -1))
+    full = (tiles.full_first_BGN[..., None], tiles.full_last_BGN[..., None])
+    lists = _same_width([_by_query_block(start, stop, query_blocks) for start, stop in (partial, full)])
+    lists_by_tile = _same_width([_by_tile(start, stop) for start, stop in (partial, full)]) if by_tile else []
     return TileLists(*lists, *lists_by_tile)
 
 

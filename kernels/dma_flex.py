@@ -36,9 +36,8 @@ def _lists(plan: Plan, groups: int, backward: bool) -> TileLists:
     def make() -> TileLists:
         tiles = plan.tiles(flex.BLOCK, flex.BLOCK)
         kept = -(-_keys(plan)[0].shape[-1] // flex.BLOCK)
-        ranges = (tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN)
         query_blocks = -(-plan.query_len // flex.BLOCK)
-        return tile_lists(*(x[..., :kept] for x in ranges), query_blocks, backward).to_heads(groups)
+        return tile_lists(tiles.first_tiles(kept), query_blocks, backward).to_heads(groups)
 
     return plan.derived(("flex lists", groups, backward), make)
 

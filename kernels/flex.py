@@ -93,7 +93,7 @@ def _flex(q, k, v, score_mod, birth, evict, lists, offset, scale):
         position = i + offset
         return (birth[b, g, j] <= position) & (position < evict[b, g, j])
 
-    mask = BlockMask((q.shape[2], k.shape[2]), *lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=live)
+    mask = BlockMask((q.shape[2], k.shape[2]), **lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=live)
     if q.device.type == "cpu":  # its CPU template has no lse
         return flex_attention(q, k, v, score_mod, mask, scale, enable_gqa=groups > 1), None
     out, aux = flex_attention(q, k, v, score_mod, mask, scale, enable_gqa=groups > 1, return_aux=AuxRequest(lse=True))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dmabench.kernels import flex
 from dmabench.kernels.block_masks import TileLists, tile_lists
+from dmabench.kernels.plan import Tiles
 from dmabench.kernels.registry import Backend, Problem
 
 
@@ -27,8 +28,9 @@ def window_lists(T: int, window: int, backward: bool, device: torch.device) -> t
     none = full_last <= full_first
     first = start // block
     full_first, full_last = torch.where(none, first, full_first), torch.where(none, first, full_last)
-    ranges = (x[None, None] for x in (first, last, full_first, full_last))
-    return birth[None, None], evict[None, None], tile_lists(*ranges, query_blocks, backward)
+    first, last, full_first, full_last = (x[None, None] for x in (first, last, full_first, full_last))
+    tiles = Tiles(block, block, first, last, full_first, full_last)
+    return birth[None, None], evict[None, None], tile_lists(tiles, query_blocks, backward)
 
 
 def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
@@ -43,14 +45,12 @@ def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float
 
     B, H, T, D = q.shape
     starts = torch.arange(0, (B + 1) * T, T, dtype=torch.int32, device=q.device)
-    packed = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    if H != k.shape[1]:  # torch 2.11's entry has no grouped heads
-        groups = H // k.shape[1]
-        packed = (
-            q.transpose(1, 2).flatten(0, 1),
-            *(x.transpose(1, 2).repeat_interleave(groups, 2).flatten(0, 1) for x in (k, v)),
-        )
-    out = varlen_attn(*packed, starts, starts, T, T, scale=scale, window_size=(min(window, T) - 1, 0))
+    groups = H // k.shape[1]
+    if groups > 1:  # torch 2.11's entry has no grouped heads
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = varlen_attn(q, k, v, starts, starts, T, T, scale=scale, window_size=(min(window, T) - 1, 0))
+    assert isinstance(out, Tensor)  # a pair only where lse is asked for
     return out.view(B, T, H, D).transpose(1, 2)
 
 
