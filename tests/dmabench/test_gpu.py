@@ -1,0 +1,73 @@
+"""The harness on a CUDA device: every backend through the gate, device clocks, a broken context."""
+
+import pytest
+
+from dmabench.cells import by_shape, make_cells
+from dmabench.isolation import Worker
+from dmabench.presets import CUDA
+
+pytestmark = pytest.mark.gpu
+
+OUTSIDE = """
+import torch
+from dmabench.kernels import Backend, dma_reference
+
+def out_of_bounds(q, k, v, **options):
+    q.new_zeros(1)[torch.full((1,), 1 << 20, device=q.device)].sum().item()
+
+BACKENDS = [Backend("dma", "out-of-bounds", out_of_bounds, passes=("fwd",))]
+"""
+
+
+def _measure(**settings: str) -> list[dict]:
+    from dmabench.kernels import backends
+
+    wanted = {**CUDA, "level": "kernel", **settings}
+    known = [backend.id for backend in backends()]
+    cells = make_cells(wanted, known, "cuda", 0, dense=False)
+    with Worker(300) as worker:
+        groups = [worker.measure(group, {"cap_s": 0.05}, lambda *_: None) for group in by_shape(cells)]
+        return [message["row"] for group in groups for message in group]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seqlen": "1000", "window": "100", "heads": "8", "kv_heads": "2", "batch": "3", "dtype": "fp16"},
+        {"seqlen": "37", "window": "1,100", "head_dim": "64", "delta": "iid,constant"},
+        {"seqlen": "4097", "window": "512", "delta": "rising,ar1", "dtype": "bf16"},
+    ],
+)
+def test_every_backend_passes_or_says_why_not(shape):
+    rows = _measure(backend="*", **{"pass": "fwd,bwd,fwd+bwd"}, **shape)
+    odd = [r for r in rows if r["status"] not in ("PASSED", "UNSUPPORTED")]
+    assert not odd, [(r["function"], r["backend"], r["pass"], r["status"], r["reason"]) for r in odd]
+    passed = {f"{r['function']}/{r['backend']}" for r in rows if r["status"] == "PASSED"}
+    assert {"dma/flex", "dma/reference", "dense/sdpa-flash", "dense/sdpa-cudnn", "swa/flex"} <= passed
+
+
+def test_device_time_and_memory_are_measured():
+    (row,) = _measure(backend="dense/sdpa-flash", seqlen="8192")
+    assert row["status"] == "PASSED"
+    assert 0 < row["gpu_ms"] and row["gpu_ms"] < 2 * row["wall_ms"]
+    inputs = 2 * (16 + 2 * 8) * 8192 * 128 / 2**20
+    assert inputs < row["peak_mib"] < 4 * inputs
+    assert 5 < row["roof_percent"] < 100 and row["roof_tflops"] > 50 and row["roof_gbs"] > 500
+
+
+def test_a_broken_cuda_context_costs_one_cell(tmp_path, monkeypatch):
+    from dmabench.cells import Cell
+
+    (tmp_path / "outside_backends.py").write_text(OUTSIDE)
+    metadata = tmp_path / "outside-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[dmabench.backends]\noutside = outside_backends:BACKENDS\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    known = ["dma/out-of-bounds", "dma/reference", "dense/sdpa-flash"]
+    settings = {**CUDA, "level": "kernel", "seqlen": "256", "window": "64", "backend": "*"}
+    cells: list[Cell] = make_cells(settings, known, "cuda", 0, dense=False)
+    with Worker(300) as worker:
+        messages = list(worker.measure(cells, {"cap_s": 0.05}, lambda *_: None))
+    found = {m["row"]["backend"]: m["row"]["status"] for m in messages}
+    assert found == {"out-of-bounds": "RUNTIME_ERROR", "reference": "PASSED", "sdpa-flash": "PASSED"}

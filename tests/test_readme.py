@@ -1,0 +1,47 @@
+"""What the README shows runs as written."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dmabench.cli.main import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("dmabench ")
+]
+
+
+def test_there_are_commands():
+    assert {words[1] for words in COMMANDS} >= {"kernels", "report", "list", "doctor"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_is_understood(words, tmp_path, monkeypatch):
+    """Measuring commands as a dry run, which checks every option and expands every sweep."""
+    monkeypatch.setenv("DMABENCH_RESULTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arguments = words[1:]
+    if arguments[0] == "kernels" and "--dry-run" not in arguments:
+        arguments = [*arguments, "--dry-run"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+
+
+def test_the_python_example_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["q"].grad is not None and scope["out"].shape == (1, 4, 1000, 64)
+
+
+def test_make_targets_exist():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}( [a-z-]+)*:", makefile, re.MULTILINE), target
