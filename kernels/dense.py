@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dmabench.kernels import flex
-from dmabench.kernels.block_masks import TileLists
+from dmabench.kernels import flex, sliding_window
 from dmabench.kernels.registry import Backend, Problem, Unsupported
-from dmabench.kernels.sliding_window import window_lists
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -65,13 +63,7 @@ def _math_workspace(problem: Problem) -> int:
 
 
 def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    T = k.shape[2]
-    birth, evict, lists = _causal(T, q.requires_grad and torch.is_grad_enabled(), q.device)
-    return flex.attend(q, k, v, None, birth, evict, lists, 0, scale)[0]
-
-
-def _causal(T: int, backward: bool, device: torch.device) -> tuple[Tensor, Tensor, TileLists]:
-    return window_lists(T, T, backward, device)
+    return sliding_window.flex_attend(q, k, v, window=k.shape[2], scale=scale)
 
 
 def _fa3_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:

@@ -33,7 +33,8 @@ def window_lists(T: int, window: int, backward: bool, device: torch.device) -> t
     return birth[None, None], evict[None, None], tile_lists(tiles, query_blocks, backward)
 
 
-def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+    """FlexAttention over the last `window` keys; a window of all keys is dense causal attention."""
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     birth, evict, lists = window_lists(k.shape[2], window, backward, q.device)
     return flex.attend(q, k, v, None, birth, evict, lists, k.shape[2] - q.shape[2], scale)[0]
@@ -63,7 +64,7 @@ def _refuses_varlen(problem: Problem) -> str | None:
 
 
 BACKENDS = [
-    Backend("swa", "flex", _flex_attend, missing=flex.missing, refuses=flex.refuses),
+    Backend("swa", "flex", flex_attend, missing=flex.missing, refuses=flex.refuses),
     Backend(
         "swa",
         "varlen-flash",

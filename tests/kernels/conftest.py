@@ -1,0 +1,140 @@
+"""The definition of the operator once more, slow and plain, and random inputs: what the tests of this room compare with.
+
+Nothing here calls the code under test. Fixtures return functions, since test files cannot import one another.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmabench.kernels import dma_flex, flex, registry
+
+# What one rounding to the dtype costs, with room for the sums of a short row.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 6e-3, torch.bfloat16: 5e-2}
+
+
+def live_keys(delta: Tensor, window: int, key_mask: Tensor | None = None, query_len: int | None = None) -> Tensor:
+    """bool [B, G, Tq, Tk]: for each query position i, the `window` best of the usable keys 0..i, the later of equals."""
+    B, G, T = delta.shape
+    live = torch.zeros(B, G, T, T, dtype=torch.bool)
+    for b in range(B):
+        for g in range(G):
+            values = [float(x) for x in delta[b, g]]
+            usable = [
+                (values[j], j)
+                for j in range(T)
+                if not math.isnan(values[j]) and (key_mask is None or bool(key_mask[b, j]))
+            ]
+            for i in range(T):
+                best = sorted((pair for pair in usable if pair[1] <= i), reverse=True)[:window]
+                live[b, g, i, [j for _, j in best]] = True
+    return live[:, :, T - (query_len or T) :]
+
+
+def naive_attention(
+    q: Tensor, k: Tensor, v: Tensor, delta: Tensor, live: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """out and lse in float64 from an explicit mask; rows without a live key give 0 and -inf."""
+    groups = q.shape[1] // k.shape[1]
+    q, k, v, delta = (x.double() for x in (q, k, v, delta))
+    k, v, delta, live = (x.repeat_interleave(groups, 1) for x in (k, v, delta, live))
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.where(live, scores + torch.where(live.any(-2), delta, 0.0)[:, :, None], -torch.inf)
+    some = live.any(-1, keepdim=True)
+    probabilities = torch.where(some, torch.where(some, scores, 0.0).softmax(-1), 0.0)
+    return probabilities @ v, scores.logsumexp(-1)
+
+
+def make_inputs(
+    B: int = 1,
+    H: int = 2,
+    G: int = 1,
+    Tq: int | None = None,
+    T: int = 32,
+    D: int = 16,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    grad: bool = False,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v and a positive delta with many distinct values, drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((B, H, Tq or T, D), (B, G, T, D), (B, G, T, D))
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes)
+    delta = torch.randn(B, G, T, generator=generator).mul(0.5).exp().to(device)
+    if grad:
+        return tuple(x.requires_grad_() for x in (q, k, v, delta))  # type: ignore[return-value]
+    return q, k, v, delta
+
+
+def gradients(out: Tensor, leaves: Any, seed: int = 1) -> tuple[Tensor, ...]:
+    """Gradients of a fixed random projection of out, in float64 whatever the dtype of out."""
+    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.autograd.grad(out, tuple(leaves), dout.to(out.device, out.dtype))
+
+
+def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None, what: str = "") -> None:
+    """Largest difference, in units of the largest expected value, is within what `dtype` (found's own) must cost."""
+    assert found.shape == expected.shape, what
+    found, expected, tolerance = found.double(), expected.double(), TOLERANCE[dtype or found.dtype]
+    same = found == expected  # infinities
+    difference = torch.where(same, 0.0, (found - expected).abs())
+    size = expected[expected.isfinite()].abs().max().clamp(min=1.0) if expected.isfinite().any() else 1.0
+    assert bool((difference <= tolerance * size).all()), f"{what}: {difference.max():.3g} > {tolerance * size:.3g}"
+
+
+@pytest.fixture(scope="session")
+def definition() -> SimpleNamespace:
+    """live_keys and naive_attention"""
+    return SimpleNamespace(live_keys=live_keys, attention=naive_attention)
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """make_inputs(B, H, G, Tq, T, D, dtype, seed, grad, device)"""
+    return make_inputs
+
+
+@pytest.fixture(scope="session")
+def grads() -> Callable[..., tuple[Tensor, ...]]:
+    """gradients(out, leaves)"""
+    return gradients
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., None]:
+    """assert_close(found, expected, dtype, what)"""
+    return assert_close
+
+
+@pytest.fixture
+def eager_flex(monkeypatch) -> None:
+    """FlexAttention without its compiler: torch's own dense T x T evaluation of score and mask functions.
+
+    It has the backward on a CPU that the compiled one lacks, but reads no tile lists.
+    """
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    monkeypatch.setattr(flex, "_compiled", lambda biased: flex._with_bias if biased else flex._without_bias)
+
+
+@pytest.fixture
+def eager_dma_flex(eager_flex) -> Callable[..., Tensor]:
+    """dma/flex's attend, evaluated eagerly: (q, k, v, *, delta, plan, scale) -> out"""
+
+    def attend(q, k, v, *, delta, plan, scale):
+        return dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=scale)[0]
+
+    return attend
+
+
+@pytest.fixture
+def fresh_registry() -> Iterator[None]:
+    """registry.backends() collected anew within the test, and forgotten after it."""
+    registry.backends.cache_clear()
+    yield
+    registry.backends.cache_clear()
