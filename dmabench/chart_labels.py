@@ -1,59 +1,112 @@
 """Names at the ends of a chart's lines, so that nobody has to match colours with a legend."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LONGEST = 26
+"""Characters that fit beside the axes; longer names (an outside backend's) are cut."""
 
-def label_ends(axes: "Axes", labels: list[tuple[float, float, str, str]]) -> None:
+
+class Label(NamedTuple):
+    """What to write at the end of a line: where it ends, its colour, the backend, what tells its lines apart ("w 1k"),
+    and why it ends there ("" when it does not end early)."""
+
+    x: float
+    y: float
+    colour: str
+    name: str
+    note: str
+    end: str
+
+    @property
+    def text(self) -> str:
+        name = self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
+        return name + (f", {self.note}" if self.note else "") + (f"\n{self.end}" if self.end else "")
+
+    @property
+    def height(self) -> float:
+        """In points."""
+        return 9.0 * (self.text.count("\n") + 1)
+
+
+def label_ends(axes: "Axes", labels: list[Label]) -> None:
     """A name at every line's end: right of the axes for lines that reach the last length, in the order of the ends and
-    never on top of each other; just above the end for lines that stop before it."""
+    never on top of each other; stacked just above the end for lines that stop before it."""
     axes.figure.canvas.draw()  # settles the limits that the positions below depend on
     box = axes.get_window_extent()
     scale = 72 / axes.figure.dpi  # points a pixel
+    height = box.height * scale
 
-    def position(label: tuple[float, float, str, str]) -> tuple[float, float]:
-        x, y = axes.transData.transform(label[:2])
+    def position(label: Label) -> tuple[float, float]:
+        x, y = axes.transData.transform((label.x, label.y))
         return (x - box.x0) * scale, (y - box.y0) * scale
 
-    last = max(label[0] for label in labels)
-    inside: list[tuple[float, float]] = []
+    last = max(label.x for label in labels)
+    stacks: list[tuple[Label, float]] = []  # the topmost end of a stack, and the points its labels take above it
     outside = []
-    for label in sorted(labels, key=position):
+    # From the top: a label above the topmost end of its neighbours covers none of them.
+    for label in sorted(_joined(labels), key=position, reverse=True):
         x, y = position(label)
-        crowded = any(abs(x - other_x) < 90 and abs(y - other_y) < 24 for other_x, other_y in inside)
-        if label[0] == last or crowded or y > box.height * scale - 24:
+        if label.x == last:
             outside.append(label)
             continue
-        inside.append((x, y))
+        near = [
+            number
+            for number, (top, _) in enumerate(stacks)
+            if abs(x - position(top)[0]) < 90 and position(top)[1] - y < 24
+        ]
+        top, used = stacks[near[0]] if near else (label, 7.0)
+        if position(top)[1] + used + label.height > height:
+            outside.append(label)
+            continue
+        if near:
+            stacks[near[0]] = (top, used + label.height)
+        else:
+            stacks.append((top, used + label.height))
         shift, side = (0, "center") if x > 40 else (-4, "left")
         look: dict[str, Any] = {
             "fontsize": 7,
             "va": "bottom",
             "ha": side,
-            "color": label[3],
+            "color": label.colour,
             "path_effects": halo(),
             "zorder": 7,
+            "linespacing": 1.1,
         }
-        axes.annotate(label[2], label[:2], (shift, 7), textcoords="offset points", **look)
+        axes.annotate(label.text, (top.x, top.y), (shift, used), textcoords="offset points", **look)
     outside.sort(key=lambda label: position(label)[1])
-    room = [9.0 * (label[2].count("\n") + 1) + 1.5 for label in outside]
-    places = spread([position(label)[1] for label in outside], room, box.height * scale)
-    for (x, y, text, colour), place in zip(outside, places, strict=True):
-        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)}
+    places = spread([position(label)[1] for label in outside], [label.height + 1.5 for label in outside], height)
+    for label, place in zip(outside, places, strict=True):
+        leader = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)}
         axes.annotate(
-            text,
-            (x, y),
-            (1.045, place / (box.height * scale)),
+            label.text,
+            (label.x, label.y),
+            (1.045, place / height),
             textcoords="axes fraction",
             va="center",
             fontsize=7,
-            color=colour,
+            color=label.colour,
             linespacing=1.1,
             annotation_clip=False,
             arrowprops={**leader, "shrinkA": 1, "shrinkB": 3},
         )
+
+
+def _joined(labels: list[Label]) -> list[Label]:
+    """Lines of one backend that end in the same point (within 5%, less than a marker) share a label."""
+    joined: list[Label] = []
+    for label in labels:
+        for number, other in enumerate(joined):
+            same = (label.name, label.x, label.end) == (other.name, other.x, other.end)
+            if same and abs(math.log(label.y / other.y)) < 0.05:
+                joined[number] = other._replace(note=f"{other.note}, {label.note.removeprefix('w ')}")
+                break
+        else:
+            joined.append(label)
+    return joined
 
 
 def halo() -> list[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmabench.chart_labels import halo, label_ends
+from dmabench.chart_labels import Label, halo, label_ends
 from dmabench.run_folder import read_manifest, read_rows
 from dmabench.runs import provenance
 from dmabench.tables import add_speedups, kernels_frame
@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "dmabench",
 }
+TITLES = {"latency": "Time per call", "speedup": "Speed-up over the fastest dense backend"}
 PANEL = ("device", "pass", "level", "batch", "heads", "kv_heads", "head_dim", "dtype")
 
 
@@ -45,7 +46,7 @@ def latency(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     frame: rows of one run (kernels_frame of them). Grey guides show growth with T and T^2; a cross marks where a line
     ends because the next length ran out of memory. Empty when no row has a time.
     """
-    return _figures(frame, "latency", _draw_latency)
+    return _figures(frame, "latency", _draw_latency, _places(frame))
 
 
 def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
@@ -55,7 +56,8 @@ def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     is drawn all the same. Rows with padded heads are left out: an upper bound is no speed-up. Empty when there is no
     dense row to compare with.
     """
-    return _figures(frame[frame["speedup"].notna()] if "speedup" in frame else frame[:0], "speedup", _draw_speedup)
+    compared = frame[frame["speedup"].notna()] if "speedup" in frame else frame[:0]
+    return _figures(compared, "speedup", _draw_speedup, _places(frame))
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
@@ -99,7 +101,10 @@ def nothing_to_draw(rows: list[dict[str, Any]]) -> str | None:
 
 
 def _figures(
-    frame: "pandas.DataFrame", kind: str, draw_panel: "Callable[[Axes, pandas.DataFrame], None]"
+    frame: "pandas.DataFrame",
+    kind: str,
+    draw_panel: "Callable[[Axes, pandas.DataFrame, dict[str, int]], None]",
+    places: dict[str, int],
 ) -> "dict[str, Figure]":
     import matplotlib
     from matplotlib.figure import Figure
@@ -114,30 +119,33 @@ def _figures(
                     continue
                 figure = Figure(figsize=(6.4, 4.3), layout=None)
                 axes = figure.add_axes((0.095, 0.17, 0.675, 0.71))
-                draw_panel(axes, chosen)
-                _dress(figure, axes, chosen, delta)
+                draw_panel(axes, chosen, places)
+                _dress(figure, chosen, delta, TITLES[kind])
                 figures[_stem(kind, chosen, delta, figures)] = figure
     return figures
 
 
-def _draw_latency(axes: "Axes", panel: "pandas.DataFrame") -> None:
+def _draw_latency(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int]) -> None:
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")
     axes.set_ylabel("total time per call (ms)")
-    labels = _lines(axes, panel, "total_ms", crosses=True)
+    labels = _lines(axes, panel, "total_ms", places)
     _guides(axes, panel)
     low, high = axes.get_ylim()
+    if any(label.end for label in labels):
+        high *= (high / low) ** 0.12  # room for the labels of lines that end high up
+        axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     label_ends(axes, labels)
 
 
-def _draw_speedup(axes: "Axes", panel: "pandas.DataFrame") -> None:
+def _draw_speedup(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int]) -> None:
     panel = panel[~panel["padded_heads"].fillna(False).astype(bool)] if "padded_heads" in panel else panel
     axes.set_yscale("log", base=2)
     axes.set_ylabel("speed-up over the fastest dense backend")
-    labels = _lines(axes, panel, "speedup", crosses=False)
+    labels = _lines(axes, panel, "speedup", places)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low * 0.75, 0.8), max(high, 1.25))
     axes.axhline(1, color="black", linewidth=0.8, zorder=1)
@@ -148,9 +156,10 @@ def _draw_speedup(axes: "Axes", panel: "pandas.DataFrame") -> None:
     label_ends(axes, labels)
 
 
-def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, crosses: bool) -> list[tuple[float, float, str, str]]:
-    """One line a backend and window; returns (x, y, label, colour) of the line ends."""
-    labels = []
+def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str, int]) -> list[Label]:
+    """One line a backend and window; returns the labels of the line ends. A line has a gap where a length in between
+    has no time: nothing was measured there that it could pass through."""
+    labels: list[Label] = []
     for name in dict.fromkeys(panel["id"]):
         of_backend = panel[panel["id"] == name]
         windows = sorted(of_backend["window"].dropna().unique()) or [None]
@@ -159,28 +168,40 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, crosses: bool) -
             timed = rows[rows["status"].eq("PASSED") & rows[field].gt(0)].groupby("seqlen")[field].median()
             if timed.empty:
                 continue
-            look = _look(name, number, list(panel["id"].unique()))
-            axes.plot(timed.index, timed.values, **look)
-            label = name + (f", w {_length(window)}" if len(windows) > 1 else "")
+            look = _look(name, number, places)
+            inner = rows["seqlen"].between(timed.index[0], timed.index[-1])
+            line = timed.reindex(sorted(rows.loc[inner, "seqlen"].unique()))
+            axes.plot(line.index, line.values, **look)
+            note = f"w {_length(window)}" if len(windows) > 1 else ""
+            end = ""
             out = rows[rows["status"].eq("OUT_OF_MEMORY") & rows["seqlen"].gt(timed.index[-1])]["seqlen"]
-            if crosses and not out.empty:
+            if field == "total_ms" and not out.empty:
                 cross = {"color": look["color"], "markersize": 9, "markeredgewidth": 1.6, "zorder": 5}
                 axes.plot(timed.index[-1:], timed.values[-1:], "x", **cross)
-                label += f"\nout of memory at {_length(out.min())}"
-            labels.append((float(timed.index[-1]), float(timed.iloc[-1]), label, look["color"]))
+                end = f"out of memory at {_length(out.min())}"
+            labels.append(Label(float(timed.index[-1]), float(timed.iloc[-1]), look["color"], name, note, end))
     _length_axis(axes, sorted(panel.loc[panel["status"].eq("PASSED") & panel[field].gt(0), "seqlen"].unique()))
     return labels
 
 
-def _look(name: str, number: int, ids: list[str]) -> dict[str, Any]:
+def _places(frame: "pandas.DataFrame") -> dict[str, int]:
+    """Which colour and marker each backend takes, from all rows of the run, so that its charts agree."""
+    places: dict[str, int] = {}
+    # A backend without any time draws no line, so its colour is free.
+    ids = sorted(frame.loc[frame["total_ms"].gt(0), "id"].unique())
+    for dense, named in ((True, NAMED_DENSE), (False, NAMED)):
+        mine = [one for one in ids if one.startswith("dense/") == dense]
+        others = [one for one in mine if one not in named]
+        free = [place for place, one in enumerate(named) if one not in mine]
+        free += range(len(named), len(named) + len(others))
+        places |= {one: named.index(one) for one in mine if one in named} | dict(zip(others, free, strict=False))
+    return places
+
+
+def _look(name: str, number: int, places: dict[str, int]) -> dict[str, Any]:
     """Line and marker of a backend's number-th window: colour says which backend, dashes which window."""
     dense = name.startswith("dense/")
-    named = NAMED_DENSE if dense else NAMED
-    others = [one for one in ids if one.startswith("dense/") == dense and one not in named]
-    free = [place for place, one in enumerate(named) if one not in ids] + list(
-        range(len(named), len(named) + len(others))
-    )
-    place = named.index(name) if name in named else free[others.index(name)]
+    place = places[name]
     colours = GREYS if dense else COLOURS
     colour = colours[place % len(colours)]
     return {
@@ -216,12 +237,12 @@ def _guides(axes: "Axes", panel: "pandas.DataFrame") -> None:
     for power, label in ((1, "∝ T"), (2, "∝ T²")):
         end = start * (last / first) ** power
         axes.plot([first, last], [start, end], color="#bdbdbd", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        shift = (-9, -1) if power == 1 else (3, -18)
-        axes.annotate(label, (last, end), shift, textcoords="offset points", ha="right", va="bottom", fontsize=7,
-                      color="#8c8c8c", path_effects=halo(), zorder=6)  # fmt: skip
+        # Under the guide, where no line can be: both guides start below the fastest one.
+        axes.annotate(label, (last, end), (3, -18 if power == 2 else -12), textcoords="offset points", ha="right",
+                      va="bottom", fontsize=7, color="#8c8c8c", path_effects=halo(), zorder=6)  # fmt: skip
 
 
-def _dress(figure: "Figure", axes: "Axes", panel: "pandas.DataFrame", delta: Any) -> None:
+def _dress(figure: "Figure", panel: "pandas.DataFrame", delta: Any, title: str) -> None:
     first = panel.iloc[0]
     windows = sorted(panel["window"].dropna().unique())
     shape = f"B {first['batch']:.0f}, H {first['heads']:.0f}, G {first['kv_heads']:.0f}, D {first['head_dim']:.0f}"
@@ -229,9 +250,8 @@ def _dress(figure: "Figure", axes: "Axes", panel: "pandas.DataFrame", delta: Any
     words += [f"window {', '.join(_length(window) for window in windows)}"] if windows else []
     words += [f"delta {delta}"] if delta is not None else []
     passes = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward and backward", "decode": "decoding"}
-    figure.text(
-        0.02, 0.965, f"Attention, {passes.get(first['pass'], first['pass'])}", fontsize=9.5, weight="bold", va="top"
-    )
+    title += f", {passes.get(first['pass'], first['pass'])}"
+    figure.text(0.02, 0.965, title, fontsize=9.5, weight="bold", va="top")
     figure.text(0.02, 0.918, "  ·  ".join(words), fontsize=7, color="#444444", va="top")
     samples = panel.loc[panel["status"].eq("PASSED"), "samples"].dropna()
     count = "n unknown" if samples.empty else f"n = {samples.min():.0f}"

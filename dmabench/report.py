@@ -13,9 +13,10 @@ from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, ver
 from dmabench.environment import device_name
 from dmabench.errors import Refusal
 from dmabench.lints import lints
+from dmabench.rows import FAILURES
 from dmabench.runs import provenance, read_manifest, read_rows
 from dmabench.speedups import add_speedups, same_as_baseline, shape_of
-from dmabench.table_layout import WORDS, backend_id, layout
+from dmabench.table_layout import SHARED, WORDS, backend_id, layout, significant
 
 Row = dict[str, Any]
 TEMPLATES = Path(__file__).with_name("templates")
@@ -33,6 +34,9 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
 
     sections, rows, problems = _read(paths)
     judged = verdicts(load_claims(), rows)
+    # What nobody has measured yet is most of the list: it stands after the verdicts, folded.
+    measured = [one for one in judged if one.verdict != "NO_ROWS"]
+    unmeasured = [one for one in judged if one.verdict == "NO_ROWS"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -41,7 +45,9 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         runs=sections,
         problems=problems,
-        claims=_by_group(judged),
+        claims=_by_group(measured),
+        unmeasured=_by_group(unmeasured),
+        anchors={section["name"]: f"run-{number}" for number, section in enumerate(sections, start=1)},
         counts=[(name, sum(one.verdict == name for one in judged)) for name in VERDICTS],
         reported=reported_beside(rows),
         words=WORDS,
@@ -61,7 +67,8 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
 
 def summary(rows: Iterable[Row]) -> list[str]:
     """Sentences that say what the rows of one run found: how many cells passed, and for every pass, shape and window
-    the fastest kernel of each attention function at the longest length against the fastest dense backend."""
+    the fastest kernel of each attention function at the longest length against the fastest dense backend. What all
+    rows share (the table's caption says it) is not repeated in each sentence."""
     rows = add_speedups(rows)
     if not rows:
         return ["Nothing was measured."]
@@ -77,24 +84,22 @@ def summary(rows: Iterable[Row]) -> list[str]:
         rank = (row["seqlen"], row["speedup"])
         if key not in best or rank > (best[key]["seqlen"], best[key]["speedup"]):
             best[key] = row
-    return sentences + [_sentence(row) for row in best.values()]
+    differing = [field for field in SHARED if len({row[field] for row in rows if row.get(field) is not None}) > 1]
+    return sentences + [_sentence(row, differing) for row in best.values()]
 
 
-def _sentence(row: Row) -> str:
+def _sentence(row: Row, differing: list[str]) -> str:
     ratio = row["speedup"]
     if same_as_baseline(row):
         verdict = "is as fast as"
     else:
-        verdict = f"is {ratio:.2f} times as fast as" if ratio >= 1 else f"is slower, {ratio:.2f} times as fast as"
+        verdict = f"is {'slower, ' if ratio < 1 else ''}{significant(ratio)} times as fast as"
     where = [PASSES.get(str(row.get("pass")), str(row.get("pass"))), f"T {row.get('seqlen')}"]
-    where += [f"w {row['window']}"] if row.get("window") else []
-    where += [f"delta {row['delta']}"] if row.get("delta") else []
-    sizes = ("B", "batch"), ("H", "heads"), ("G", "kv_heads"), ("D", "head_dim")
-    shape = ", ".join([f"{letter} {row.get(field)}" for letter, field in sizes] + [str(row.get("dtype"))])
-    return (
-        f"{backend_id(row)} {verdict} dense/{row.get('baseline')}, the fastest dense backend, in {', '.join(where)} "
-        f"({shape}): {row['total_ms']:.3g} ms against {ratio * row['total_ms']:.3g} ms."
-    )
+    told = ("window", "delta", "batch", "heads", "kv_heads", "head_dim", "dtype")
+    where += [f"{SHARED[field]}{row[field]}" for field in told if field in differing and row.get(field) is not None]
+    times = f"{significant(row['total_ms'])} ms against {significant(ratio * row['total_ms'])} ms"
+    baseline = f"dense/{row.get('baseline')}, the fastest dense backend"
+    return f"{', '.join(where)}: {backend_id(row)} {verdict} {baseline} ({times})."
 
 
 def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[str]]:
@@ -119,6 +124,8 @@ def _section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int)
     about = provenance(manifest)
     environment = manifest.get("environment") or {}
     empty = charts.nothing_to_draw(rows)
+    rows = sorted(rows, key=_place)
+    table = layout(rows) if rows else None
     return {
         "name": name,
         "status": manifest.get("status"),
@@ -127,7 +134,8 @@ def _section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int)
         "facts": _facts(manifest, environment, about),
         "summary": summary(rows),
         "damaged": damaged,
-        "table": layout(rows) if rows else None,
+        "table": table,
+        "lines": _lines(table.rows) if table else [],
         "lints": lints(rows, manifest.get("gpu_state")),
         "charts": [] if empty else _charts(rows, about),
         "no_charts": empty,
@@ -167,11 +175,13 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
     import matplotlib
 
     drawn = []
-    for stem, figure in charts.draw(rows, about).items():
+    # Both charts of one shape stand side by side.
+    figures = charts.draw(rows, about)
+    panels = list(dict.fromkeys(stem.partition("-")[2] for stem in figures))
+    for stem, figure in sorted(figures.items(), key=lambda item: panels.index(item[0].partition("-")[2])):
         buffer = io.BytesIO()
         with matplotlib.rc_context(charts.STYLE):
             figure.savefig(buffer, format="svg", metadata={"Date": None})
-        kind = "Total time per call" if stem.startswith("latency") else "Speed-up over the fastest dense backend"
         title = "; ".join(text.get_text() for text in figure.texts[:2])
         lines = [text.get_text().replace("\n", ", ") for text in figure.axes[0].texts]
         names = ", ".join(line for line in lines if "/" in line)
@@ -179,10 +189,31 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
         drawn.append(
             {
                 "uri": f"data:image/svg+xml;base64,{encoded}",
-                "alt": f"{kind} over sequence length. {title}. Lines: {names}.",
+                "alt": f"Chart over sequence length: {title}. Lines: {names}.",
             }
         )
     return drawn
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands in the table of a page: rows are stored as they finish, failures first."""
+    order = list(PASSES)
+    where = order.index(row["pass"]) if row.get("pass") in order else len(order)
+    sizes = [row.get(field) or 0 for field in ("batch", "heads", "kv_heads", "head_dim")]
+    words = [str(row.get(field) or "") for field in ("dtype", "delta")]
+    return where, *sizes, words[0], row.get("seqlen") or 0, row.get("window") or 0, words[1], backend_id(row)
+
+
+def _lines(rows: list[Row]) -> list[str]:
+    """The CSS classes of the table's lines: a rule above each new shape, colour for a failure, grey for no time."""
+    classes = []
+    before: Any = None
+    for row in rows:
+        status = row.get("status")
+        kind = "" if status == "PASSED" else "bad" if status in FAILURES else "none"
+        classes.append(f"{'first ' if before not in (None, shape_of(row)) else ''}{kind}".strip())
+        before = shape_of(row)
+    return classes
 
 
 def _by_group(judged: list[Verdict]) -> dict[str, list[Verdict]]:

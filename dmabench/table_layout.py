@@ -28,12 +28,13 @@ SHARED = {
 
 
 class Layout(NamedTuple):
-    """A table before it is drawn: headers, text cells, the line above and the notes below."""
+    """A table before it is drawn: headers, text cells, the line above and the notes below, and the row of each line."""
 
     headers: list[str]
     cells: list[list[str]]
     caption: str
     notes: list[str]
+    rows: list[Row]
 
 
 def backend_id(row: Row) -> str:
@@ -44,11 +45,13 @@ def backend_id(row: Row) -> str:
 def layout(rows: list[Row], width: int | None = None) -> Layout:
     """Headers, cells, caption and notes of a table of these rows, at most `width` columns wide (None: any).
 
-    A field that all rows share goes into the caption; where it gets too wide, columns are merged, then left out."""
+    A field that all rows share goes into the caption; where it gets too wide, columns are merged, then left out. A
+    backend that could run nowhere, always for the same reason, is one line at the end."""
     values = {field: list(dict.fromkeys(row[field] for row in rows if row.get(field) is not None)) for field in SHARED}
     caption = " · ".join(
         f"{words}{values[field][0]}" for field, words in SHARED.items() if len(values[field]) == 1 and field != "run"
     )
+    rows = _one_line_a_missing_backend(rows, [field for field in SHARED if len(values[field]) > 1])
     notes: list[str] = []
     marks = _reason_notes(rows, notes)
 
@@ -86,14 +89,32 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
         notes.append("err% = error in percent of its budget")
     if left_out:
         notes.append(f"left out to fit {width} columns: {', '.join(left_out)} (all of it: --json)")
-    return Layout(list(columns), cells, caption, notes)
+    return Layout(list(columns), cells, caption, notes, rows)
+
+
+def _one_line_a_missing_backend(rows: list[Row], differing: list[str]) -> list[Row]:
+    """Forty lines that all say "not built" hide what was measured: they become one, "all" in the columns that differ."""
+    of_backend: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        # By device and run as well: what one machine lacks another may have.
+        key = (backend_id(row), row.get("device"), row.get("run"))
+        of_backend.setdefault(key, []).append(row)
+    kept, missing = [], []
+    for row in rows:
+        same = of_backend[backend_id(row), row.get("device"), row.get("run")]
+        if len(same) == 1 or {(one.get("status"), _reason(one)) for one in same} != {("UNSUPPORTED", _reason(row))}:
+            kept.append(row)
+        elif row is same[0]:
+            several = {field for field in differing if len({one.get(field) for one in same}) > 1}
+            missing.append({**row, **dict.fromkeys(several, "all")})
+    return kept + missing
 
 
 def _merge_preparation(columns: dict[str, Callable[[Row], str]]) -> dict[str, Callable[[Row], str]]:
     merged: dict[str, Callable[[Row], str]] = {}
     for header, cell in columns.items():
         if header == "imp.":
-            merged["prep."] = lambda row: _significant(_sum(row.get("importance_ms"), row.get("plan_ms")))
+            merged["prep."] = lambda row: significant(_sum(row.get("importance_ms"), row.get("plan_ms")))
         elif header != "plan":
             merged[header] = cell
     return merged
@@ -118,7 +139,7 @@ def _reason(row: Row) -> str:
 def _speedup(row: Row) -> str:
     if row.get("speedup") is None:
         return ""
-    return f"{_significant(row['speedup'])}x" + ("~" if same_as_baseline(row) else "")
+    return f"{significant(row['speedup'])}x" + ("~" if same_as_baseline(row) else "")
 
 
 def _error(row: Row) -> str:
@@ -138,7 +159,7 @@ def _field(name: str, show: Callable[[float | None], str]) -> Callable[[Row], st
     return lambda row: show(row.get(name)) if row.get("status") == "PASSED" else ""
 
 
-def _significant(value: float | None) -> str:
+def significant(value: float | None) -> str:
     """Three significant digits without an exponent; whole numbers from 100 on."""
     if value is None:
         return ""
@@ -162,12 +183,12 @@ def _sum(*values: float | None) -> float | None:
 
 
 MEASURED: dict[str, Callable[[Row], str]] = {
-    "imp.": _field("importance_ms", _significant),
-    "plan": _field("plan_ms", _significant),
-    "kernel": _field("kernel_ms", _significant),
-    "total ms": _field("total_ms", _significant),
+    "imp.": _field("importance_ms", significant),
+    "plan": _field("plan_ms", significant),
+    "kernel": _field("kernel_ms", significant),
+    "total ms": _field("total_ms", significant),
     "speed-up": _speedup,
     "density": _field("density", _percent),
-    "TFLOP/s": _field("useful_tflops", _significant),
+    "TFLOP/s": _field("useful_tflops", significant),
     "err/budget": _error,
 }

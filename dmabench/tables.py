@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dmabench.lints import lints
+from dmabench.rows import FAILURES
 from dmabench.speedups import add_speedups
 from dmabench.table_layout import SHAPES, WORDS, layout
 
@@ -61,8 +62,9 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
         table.add_column(
             header, justify="left" if left else "right", no_wrap=True, overflow="fold" if number else "ellipsis"
         )
-    for cells in shown.cells:
-        style = "" if cells[shown.headers.index("status")] == "PASSED" else "dim"
+    for cells, row in zip(shown.cells, shown.rows, strict=True):
+        status = row.get("status")
+        style = "" if status == "PASSED" else "red" if status in FAILURES else "dim"
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
 

@@ -103,7 +103,7 @@ BACKENDS = [
         refuses=_refuses_cudnn,
     ),
     Backend("dense", "sdpa-math", _sdpa(SDPBackend.MATH), refuses=_refuses_offset, workspace=_math_workspace),
-    Backend("dense", "flex", _flex_attend, missing=flex.missing, refuses=flex.refuses),
+    Backend("dense", "flex", _flex_attend, missing=flex.missing, refuses=sliding_window.refuses_flex),
     Backend(
         "dense",
         "fa3",

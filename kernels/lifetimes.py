@@ -33,7 +33,7 @@ def eviction_times(delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None = 
     position = torch.arange(T, dtype=torch.int32, device=delta.device)
     if window >= T:
         return torch.where(usable, T, position)
-    order = torch.sort(_sort_keys(delta, usable).view(B * G, T), dim=-1, stable=True).indices
+    order = torch.sort(_sort_keys(delta, usable).reshape(B * G, T), dim=-1, stable=True).indices
     rank = torch.empty_like(order).scatter_(-1, order, position.long().expand(B * G, T))
     # Unusable keys hold the lowest ranks, so they reach the threshold only while a prefix has fewer than `window`
     # usable keys, and then evict nobody.

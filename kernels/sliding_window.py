@@ -37,7 +37,7 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -
     """FlexAttention over the last `window` keys; a window of all keys is dense causal attention."""
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     birth, evict, lists = window_lists(k.shape[2], window, backward, q.device)
-    return flex.attend(q, k, v, None, birth, evict, lists, k.shape[2] - q.shape[2], scale)[0]
+    return flex.attend(q, k, v, None, birth, evict, lists, 0, scale)[0]
 
 
 def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
@@ -55,6 +55,13 @@ def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float
     return out.view(B, T, H, D).transpose(1, 2)
 
 
+def refuses_flex(problem: Problem) -> str | None:
+    """The lists are made for as many queries as keys."""
+    if problem.query_len != problem.key_len:
+        return "FlexAttention with a window or all keys is set up for as many queries as keys"
+    return flex.refuses(problem)
+
+
 def _refuses_varlen(problem: Problem) -> str | None:
     if problem.dtype not in (torch.float16, torch.bfloat16):
         return f"FlashAttention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
@@ -64,7 +71,7 @@ def _refuses_varlen(problem: Problem) -> str | None:
 
 
 BACKENDS = [
-    Backend("swa", "flex", flex_attend, missing=flex.missing, refuses=flex.refuses),
+    Backend("swa", "flex", flex_attend, missing=flex.missing, refuses=refuses_flex),
     Backend(
         "swa",
         "varlen-flash",

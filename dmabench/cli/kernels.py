@@ -55,7 +55,7 @@ def kernels(
     no_dense: Annotated[bool, _text("--no-dense", "Leave out dense rows (there is no speed-up then).")] = False,
     device: Annotated[str, _how("--device", "cpu, cuda, or auto: cuda where there is one.")] = "auto",
     seed: Annotated[int, _how("--seed", "Seed of inputs and of the order of rounds.")] = 0,
-    cap: Annotated[float | None, _how("--cap", "Seconds of sampling a cell at most (GPU 2, CPU 8).")] = None,
+    cap: Annotated[float | None, _how("--cap", "Seconds of sampling a cell at most (GPU 2, CPU 4).")] = None,
     cell_timeout: Annotated[
         float, _how("--cell-timeout", "Seconds one stage of a cell may take (compiling, checking, one turn).")
     ] = 600,
@@ -93,7 +93,7 @@ def kernels(
         _print_cells(cells, as_json)
         return
     settings = {"blocks": blocks, "seed": seed, "device": device, "preset": preset}
-    cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 8.0)
+    cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
     if cap_s <= 0 or cell_timeout <= 0:
         raise Refusal("--cap and --cell-timeout are seconds and must be above 0")
     options = {"cap_s": cap_s, "delta_files": delta_files}

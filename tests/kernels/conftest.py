@@ -1,9 +1,10 @@
-"""The definition of the operator once more, slow and plain, and random inputs: what the tests of this room compare with.
+"""The definition of the operator once more, slow and plain, and random inputs: what this room's tests compare with.
 
 Nothing here calls the code under test. Fixtures return functions, since test files cannot import one another.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,12 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 6e-3, tor
 
 
 def live_keys(delta: Tensor, window: int, key_mask: Tensor | None = None, query_len: int | None = None) -> Tensor:
-    """bool [B, G, Tq, Tk]: for each query position i, the `window` best of the usable keys 0..i, the later of equals."""
+    """bool [B, G, Tq, Tk]: for each query i, the `window` best of the usable keys 0..i, the later of equals."""
     B, G, T = delta.shape
     live = torch.zeros(B, G, T, T, dtype=torch.bool)
     for b in range(B):
         for g in range(G):
-            values = [float(x) for x in delta[b, g]]
+            values = delta[b, g].tolist()
             usable = [
                 (values[j], j)
                 for j in range(T)
@@ -112,14 +113,23 @@ def close() -> Callable[..., None]:
     return assert_close
 
 
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """torch's compiler, ready: its imports and its look at the CPU take 15 s in each process, whatever is compiled."""
+    torch.compile(lambda x: x.sin() + 1)(torch.zeros(64))
+
+
 @pytest.fixture
-def eager_flex(monkeypatch) -> None:
+def eager_flex(monkeypatch) -> Iterator[None]:
     """FlexAttention without its compiler: torch's own dense T x T evaluation of score and mask functions.
 
     It has the backward on a CPU that the compiled one lacks, but reads no tile lists.
     """
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     monkeypatch.setattr(flex, "_compiled", lambda biased: flex._with_bias if biased else flex._without_bias)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        yield
 
 
 @pytest.fixture

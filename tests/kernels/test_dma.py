@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BACKENDS = ("reference", "sdpa-masked")
 
 
-@settings(max_examples=50)
+@settings(max_examples=100)
 @given(
     B=st.integers(1, 2),
     G=st.integers(1, 3),
@@ -50,7 +50,7 @@ def test_head_dims_and_dtypes_forward_and_backward(definition, inputs, grads, cl
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=20)
+@settings(max_examples=50)
 @given(T=st.integers(2, 60), w=st.integers(1, 65), at=st.floats(0, 1), seed=st.integers(0, 10**6))
 def test_the_future_moves_no_earlier_output(inputs, backend, T, w, at, seed):
     t = min(round(at * (T - 1)), T - 2)
@@ -178,12 +178,19 @@ def _layouts(x):
     }
 
 
+LAYOUTS = ("time first", "head dim first", "batch last", "every second")
+
+
+@pytest.mark.parametrize("which", ["q k v", "delta"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layout", ["time first", "head dim first", "batch last", "every second"])
-def test_strides_do_not_matter(inputs, grads, close, backend, layout):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter(inputs, grads, close, backend, layout, which):
     leaves = inputs(2, 4, 2, 30, 30, 8, grad=True)
-    strided = [_layouts(x.detach())[layout].requires_grad_() for x in leaves]
-    assert not any(x.is_contiguous() for x in strided)
+    strided = [
+        (_layouts(x.detach())[layout] if (x is leaves[3]) == (which == "delta") else x.detach()).requires_grad_()
+        for x in leaves
+    ]
+    assert not any(x.is_contiguous() for x in (strided[3:] if which == "delta" else strided[:3]))
     out = dynamic_mask_attention(*leaves, 7, backend=backend)
     other = dynamic_mask_attention(*strided, 7, backend=backend)
     close(other, out)

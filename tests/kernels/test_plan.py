@@ -172,7 +172,7 @@ def test_require_finite_names_delta_unless_padding_hides_it(value):
 
 @pytest.mark.parametrize("window", [0, -1, True, False, 2.0, "3", None, torch.tensor(3)])
 def test_refuses_a_window_that_is_no_count(window):
-    with pytest.raises(ValueError, match="window must be an int of at least 1, got .*attends to itself or more"):
+    with pytest.raises(ValueError, match=r"window must be an int of at least 1, got .*attends to itself or more"):
         make_plan(torch.zeros(1, 1, 4), window)
 
 

@@ -1,0 +1,347 @@
+"""On a card: what only it can show. Forward and gradients of every backend there, offsets beyond 2^31, linear memory.
+
+A budget is what the dtype itself must cost: the reference, rounding where a tensor core does, against float64.
+"""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmabench.kernels import (
+    Plan,
+    Problem,
+    Unsupported,
+    dynamic_mask_attention,
+    importance,
+    make_plan,
+    reference,
+    registry,
+)
+from dmabench.kernels.lifetimes import eviction_times, eviction_times_by_heap
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+NAMES = ("out", "dq", "dk", "dv", "ddelta")
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_memory():
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _dout(leaves) -> Tensor:
+    q = leaves[0]
+    return torch.randn(q.shape, generator=torch.Generator().manual_seed(7)).to(q.device, q.dtype)
+
+
+def _expect(leaves, evict: Tensor, scale: float, precision: torch.dtype, rounding: torch.dtype | None):
+    q, k, v, delta = (x.detach().to(precision).requires_grad_() for x in leaves)
+    Tq, T = q.shape[2], k.shape[2]
+    positions = torch.arange(T - Tq, T, device=q.device)
+    birth = torch.arange(T, device=q.device).expand(evict.shape)
+    out, lse = reference.attend(q, k, v, delta, birth, evict, scale, positions, rounding)
+    grads = torch.autograd.grad(out, (q, k, v, delta), _dout(leaves).to(precision))
+    return (out.detach(), *grads), lse
+
+
+def _check(leaves, evict: Tensor, scale: float, out: Tensor) -> Tensor:
+    """out and its gradients within the budget; returns the exact lse.
+
+    The floor is for what cancels: with one live key ds is exactly 0, where a kernel has the rounding of dout * out,
+    about eps * sqrt(D) for each query row and head.
+    """
+    dtype = leaves[0].dtype
+    eps = torch.finfo(dtype).eps
+    with_delta = leaves[3].requires_grad
+    wanted = leaves if with_delta else leaves[:3]
+    found = (out.detach(), *torch.autograd.grad(out, wanted, _dout(leaves)))
+    exact, lse = _expect(leaves, evict, scale, torch.float64, None)
+    low, _ = _expect(leaves, evict, scale, torch.float32, None if dtype == FP32 else dtype)
+    floor = eps * leaves[0].numel() ** 0.5
+    for name, mine, rounded, right in zip(NAMES, found, low, exact, strict=False):
+        assert mine.shape == right.shape and bool(mine.isfinite().all()), name
+        error, cost = (float((x.double() - right).norm()) for x in (mine, rounded))
+        budget = 2 * cost + 2 * eps * float(right.norm()) + 2 * floor
+        assert error <= budget, f"{name}: {error:.3g} > {budget:.3g} (norm {float(right.norm()):.3g})"
+        worst = float((mine.double() - right).abs().max())
+        allowed = 8 * max(float((rounded.double() - right).abs().max()), eps * float(right.abs().max()), floor)
+        assert worst <= allowed, f"{name}: one entry is off by {worst:.3g} > {allowed:.3g}"
+    return lse
+
+
+def _by_heap(delta: Tensor, window: int, key_mask: Tensor | None = None) -> Tensor:
+    cpu_mask = None if key_mask is None else key_mask.cpu()
+    return eviction_times_by_heap(delta.detach().cpu(), window, cpu_mask).to(delta.device)
+
+
+@pytest.mark.parametrize("kind", ["iid", "ties", "rising", "nan"])
+@pytest.mark.parametrize(("T", "w"), [(1, 1), (37, 5), (1000, 1), (4097, 100), (4097, 4097), (70001, 512)])
+def test_eviction_times_are_those_of_the_cpu(kind, T, w):
+    delta = torch.randn(2, 3, T, generator=torch.Generator().manual_seed(T))
+    if kind == "ties":
+        delta = (delta * 4).round() / 4 * torch.tensor([1.0, -1.0])[:, None, None]  # with zeros of both signs
+    elif kind == "rising":
+        delta += torch.linspace(0, 4, T)
+    elif kind == "nan":
+        delta[delta > 1] = torch.nan
+    key_mask = torch.rand(2, T, generator=torch.Generator().manual_seed(1)) < 0.8
+    for mask in (None, key_mask):
+        found = eviction_times(delta.to(CUDA), w, None if mask is None else mask.to(CUDA))
+        assert torch.equal(found.cpu(), eviction_times(delta, w, mask))
+        assert torch.equal(found.cpu(), eviction_times_by_heap(delta, w, mask))
+
+
+def test_importance_is_that_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(2, 4, 1000, 64, generator=generator).to(BF16)
+    weight, gate = torch.randn(256, 4, generator=generator) / 16, torch.randn(4, generator=generator)
+    for parametrisation in ("exp", "linear"):
+        expected = importance(v.double(), weight.double(), gate.double(), parametrisation)
+        found = importance(v.to(CUDA), weight.to(CUDA), gate.to(CUDA), parametrisation)
+        assert found.dtype == FP32
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_is_made_without_waiting_for_the_device():
+    """Planning must be able to run ahead of the device: only backends and checks read sizes and flags."""
+    delta = torch.randn(2, 4, 5000, device=CUDA)
+    key_mask = torch.ones(2, 5000, dtype=torch.bool, device=CUDA)
+    make_plan(delta, 100, key_mask=key_mask).tiles(128, 128)  # whatever is set up once
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan = make_plan(delta, 100, key_mask=key_mask, query_len=3000)
+        plan.tiles(128, 64).executed_pairs()
+        assert plan.live_count_BG.is_cuda and plan.finite.is_cuda
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize(
+    ("T", "w", "D", "H", "G", "B", "dtype"),
+    [
+        (1, 1, 64, 2, 2, 1, BF16),
+        (37, 1, 64, 4, 2, 3, FP16),
+        (37, 100, 96, 4, 1, 1, BF16),
+        (300, 50, 16, 2, 1, 1, FP16),
+        (300, 50, 17, 2, 2, 1, BF16),
+        (300, 50, 256, 2, 1, 1, BF16),
+        (300, 50, 256, 2, 1, 1, FP32),
+        (1000, 1, 128, 2, 2, 1, BF16),
+        (1000, 100, 64, 4, 2, 3, BF16),
+        (1000, 1000, 128, 4, 4, 1, FP16),
+        (1000, 100, 96, 4, 1, 1, FP32),
+        (4097, 1, 64, 2, 2, 1, FP32),
+        (4097, 100, 128, 4, 2, 1, BF16),
+        (4097, 4097, 64, 2, 1, 1, BF16),
+        (4097, 100, 96, 4, 1, 3, FP16),
+        (4097, 100, 128, 4, 2, 1, FP32),
+    ],
+)
+def test_flex_forward_and_every_gradient(inputs, T, w, D, H, G, B, dtype):
+    leaves = inputs(B, H, G, T, T, D, dtype, seed=T + w, grad=True, device=CUDA)
+    plan, scale = make_plan(leaves[3], w), D**-0.5
+    out, lse = dynamic_mask_attention(*leaves, w, plan=plan, backend="flex", return_lse=True)
+    assert out.dtype == dtype
+    expected_lse = _check(leaves, _by_heap(leaves[3], w), scale, out)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-3, atol=1e-3)
+    dk = torch.autograd.grad(dynamic_mask_attention(*leaves, w, plan=plan, backend="flex").sum(), leaves[1])[0]
+    assert not dk[~plan.live_BGT].any()  # exactly zero where nobody attends
+
+
+def _padded(B: int, T: int) -> Tensor:
+    """bool [B, T]: the first padded on the left, the second on the right, the last nothing but padding."""
+    key_mask = torch.ones(B, T, dtype=torch.bool, device=CUDA)
+    key_mask[0, : T // 4], key_mask[1, T - T // 3 :], key_mask[-1] = False, False, False
+    return key_mask
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_flex_with_padding_and_a_nan_in_it(inputs, dtype):
+    T, w = 1000, 100
+    leaves = inputs(3, 4, 2, T, T, 64, dtype, grad=True, device=CUDA)
+    key_mask = _padded(3, T)
+    with torch.no_grad():
+        leaves[3][0, 0, 3], leaves[3][2, 1, 500] = torch.nan, torch.inf
+    out, lse = dynamic_mask_attention(*leaves, w, key_mask=key_mask, backend="flex", return_lse=True, check_finite=True)
+    evict = _by_heap(leaves[3], w, key_mask)
+    grads = torch.autograd.grad(out, leaves, _dout(leaves), retain_graph=True)
+    _check(leaves, evict, 64**-0.5, out)
+    position = torch.arange(T, device=CUDA)[:, None]
+    rows = ((torch.arange(T, device=CUDA) <= position) & (position < evict[..., None, :])).any(-1)
+    empty = ~rows.repeat_interleave(2, 1)
+    assert int(empty.sum()) > T
+    assert not out[empty].any() and not grads[0][empty].any()
+    assert bool((lse[empty] == -torch.inf).all()) and bool(lse[~empty].isfinite().all())
+
+
+@pytest.mark.parametrize(("Tq", "T", "w"), [(1, 1000, 100), (333, 1000, 100), (129, 300, 300)])
+def test_flex_with_fewer_queries_than_keys(inputs, Tq, T, w):
+    leaves = inputs(2, 4, 2, Tq, T, 64, BF16, grad=True, device=CUDA)
+    out = dynamic_mask_attention(*leaves, w, backend="flex")
+    _check(leaves, _by_heap(leaves[3], w), 64**-0.5, out)
+
+
+def test_flex_takes_strided_inputs(inputs):
+    leaves = inputs(2, 4, 2, 1000, 1000, 64, BF16, grad=True, device=CUDA)
+    strided = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in leaves]
+    assert not any(x.is_contiguous() for x in strided)
+    _check(strided, _by_heap(leaves[3], 100), 64**-0.5, dynamic_mask_attention(*strided, 100, backend="flex"))
+
+
+def test_auto_is_flex_and_the_reference_runs_too(inputs):
+    leaves = inputs(1, 4, 2, 1000, 1000, 64, BF16, grad=True, device=CUDA)
+    assert torch.equal(dynamic_mask_attention(*leaves, 100), dynamic_mask_attention(*leaves, 100, backend="flex"))
+    out = dynamic_mask_attention(*leaves, 100, backend="reference")
+    _check(leaves, _by_heap(leaves[3], 100), 64**-0.5, out)
+
+
+def test_a_changed_future_moves_no_earlier_output(inputs):
+    """Not bit for bit here: a later key may change the order in which earlier ones are added up."""
+    now = inputs(1, 4, 2, 1000, 1000, 64, BF16, device=CUDA)
+    changed = [x.clone() for x in now]
+    for x in changed:
+        x[:, :, 700:] += 10.0
+    before, after = (dynamic_mask_attention(*x, 100, backend="flex")[:, :, :700].double() for x in (now, changed))
+    assert float((before - after).norm() / before.norm()) < torch.finfo(BF16).eps
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_sdpa_masked(inputs, dtype):
+    leaves = inputs(2, 4, 2, 1000, 1000, 64, dtype, grad=dtype == FP32, device=CUDA)
+    out = dynamic_mask_attention(*leaves, 100, backend="sdpa-masked")
+    evict = _by_heap(leaves[3], 100)
+    if dtype == FP32:
+        _check(leaves, evict, 64**-0.5, out)
+    else:  # the mask is rounded to bf16 as well, delta and all, as in the published baseline
+        exact, _ = _expect(leaves, evict, 64**-0.5, torch.float64, None)
+        assert float((out.double() - exact[0]).norm() / exact[0].norm()) < 2e-2
+
+
+def _run_plain(name: str, leaves, window: int | None) -> Tensor:
+    """A dense or swa backend's output, or a skip with the reason why it is not here."""
+    backend, (q, k, v) = registry.get(name), leaves[:3]
+    (B, H, T, D), G = q.shape, k.shape[1]
+    refusal = backend.refusal(Problem(CUDA, q.dtype, B, H, G, T, T, D, window, True))
+    if refusal:
+        pytest.skip(refusal)
+    options = {} if window is None else {"window": window}
+    return backend.attend(q, k, v, scale=D**-0.5, **options)
+
+
+def _reach(leaves, window: int) -> Tensor:
+    B, G, T, _ = leaves[1].shape
+    return (torch.arange(T, device=CUDA) + window).clamp(max=T).expand(B, G, T)
+
+
+PLAIN = [(2, 4, 2, 1000, 64, BF16), (1, 2, 2, 37, 128, FP16), (1, 4, 1, 2049, 128, BF16)]
+
+
+@pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn", "sdpa-math", "flex", "fa3", "fa4"])
+@pytest.mark.parametrize(("B", "H", "G", "T", "D", "dtype"), [*PLAIN, (1, 4, 2, 1000, 64, FP32)])
+def test_dense(inputs, name, B, H, G, T, D, dtype):
+    q, k, v, delta = inputs(B, H, G, T, T, D, dtype, grad=True, device=CUDA)
+    leaves = (q, k, v, torch.zeros_like(delta))
+    _check(leaves, _reach(leaves, T), D**-0.5, _run_plain(f"dense/{name}", leaves, None))
+
+
+@pytest.mark.parametrize("name", ["flex", "varlen-flash"])
+@pytest.mark.parametrize("w", [1, 100, 5000])
+@pytest.mark.parametrize(("B", "H", "G", "T", "D", "dtype"), PLAIN)
+def test_sliding_window(inputs, name, B, H, G, T, D, dtype, w):
+    q, k, v, delta = inputs(B, H, G, T, T, D, dtype, grad=True, device=CUDA)
+    leaves = (q, k, v, torch.zeros_like(delta))
+    _check(leaves, _reach(leaves, min(w, T)), D**-0.5, _run_plain(f"swa/{name}", leaves, w))
+
+
+def test_a_kernel_that_torch_lacks_is_unsupported(inputs):
+    q, k, v, _ = inputs(1, 2, 2, 64, 64, 512, BF16, device=CUDA)  # FlashAttention ends at 256
+    with pytest.raises(Unsupported, match=r"has no FLASH_ATTENTION kernel for torch.bfloat16, head dim 512, 2/2 heads"):
+        registry.get("dense/sdpa-flash").attend(q, k, v, scale=0.04)
+
+
+def _needs(gib: int) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    if free < gib * GIB:
+        pytest.skip(f"needs {gib} GiB of free GPU memory, {free / GIB:.0f} are")
+
+
+def _long(grad: bool) -> tuple[tuple[Tensor, ...], Plan, int]:
+    """24 heads of 786432 x 128: 2.4e9 elements in each of q, k and v. Rising delta keeps every key alive."""
+    shape, window = (1, 24, 786432, 128), 256
+    generator = torch.Generator(CUDA).manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=generator, device=CUDA, dtype=BF16) for _ in range(3))
+    assert q.numel() > 2**31
+    delta = torch.linspace(0, 4, shape[2], device=CUDA).expand(shape[:3])
+    leaves = tuple(x.requires_grad_(grad) for x in (q, k, v, delta.contiguous()))
+    return leaves, make_plan(delta, window), window
+
+
+def _last_rows(leaves, window: int, rows: int, head: int):
+    """float64 leaves, output and lse of one head's last rows, over the keys that those can attend to."""
+    T = leaves[0].shape[2]
+    keys = slice(T - rows - window, T)
+    q = leaves[0].detach()[:, head : head + 1, T - rows :].double()
+    k, v, delta = (x.detach()[:, head : head + 1, keys].double() for x in leaves[1:])
+    small = [x.requires_grad_() for x in (q, k, v, delta)]
+    birth = torch.arange(T - rows - window, T, device=CUDA).expand(1, 1, -1)
+    positions = torch.arange(T - rows, T, device=CUDA)
+    return small, reference.attend(*small, birth, birth + window, 128**-0.5, positions)
+
+
+@pytest.mark.parametrize("head", [0, 23])
+def test_flex_forward_beyond_int32(head):
+    _needs(45)
+    leaves, plan, window = _long(grad=False)
+    out, lse = dynamic_mask_attention(*leaves, window, plan=plan, backend="flex", return_lse=True)
+    _, (expected, expected_lse) = _last_rows(leaves, window, 64, head)
+    found = out[:, head : head + 1, -64:].double()
+    assert float((found - expected).norm() / expected.norm()) < 1e-2
+    torch.testing.assert_close(lse[:, head : head + 1, -64:].double(), expected_lse, rtol=1e-3, atol=1e-3)
+
+
+def test_flex_backward_beyond_int32():
+    _needs(70)
+    leaves, plan, window = _long(grad=True)
+    out = dynamic_mask_attention(*leaves, window, plan=plan, backend="flex")
+    rows, head = 64, 23
+    part = torch.randn(1, 1, rows, 128, device=CUDA).to(BF16)
+    dout = torch.zeros_like(out)
+    dout[:, head : head + 1, -rows:] = part  # so that the last rows alone decide every gradient
+    found = torch.autograd.grad(out, leaves, dout)
+    del dout
+    small, (expected, _) = _last_rows(leaves, window, rows, head)
+    right = torch.autograd.grad(expected, small, part.double())
+    for name, mine, theirs in zip(NAMES[1:], found, right, strict=True):
+        last = mine[:, head : head + 1, -theirs.shape[2] :].double()
+        assert float((last - theirs).norm() / theirs.norm()) < 1e-2, name
+        elsewhere = float(mine.norm(dtype=torch.float32)) ** 2 - float(last.norm()) ** 2
+        assert elsewhere <= 1e-3 * float(last.norm()) ** 2, f"{name}: something was written where nothing belongs"
+
+
+def test_flex_memory_is_linear(inputs):
+    """Beside the inputs, plan included: a doubling of T costs at most 2.2 times as much, at a window of 2048."""
+    _needs(20)
+    peaks = []
+    for T in (32768, 65536, 131072):
+        generator = torch.Generator(CUDA).manual_seed(0)
+        q = torch.randn(1, 16, T, 128, generator=generator, device=CUDA, dtype=BF16)
+        k, v = (torch.randn(1, 8, T, 128, generator=generator, device=CUDA, dtype=BF16) for _ in range(2))
+        delta = torch.randn(1, 8, T, generator=generator, device=CUDA)
+        for _ in range(2):  # the first call compiles
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            inputs_only = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            dynamic_mask_attention(q, k, v, delta, 2048, backend="flex")
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated()
+        peaks.append((peak, peak - inputs_only))
+    for shorter, longer in pairwise(peaks):
+        assert longer[0] <= 2.2 * shorter[0] and longer[1] <= 2.2 * shorter[1], peaks
