@@ -85,7 +85,9 @@ def make_cells(settings: dict[str, str], known: Iterable[str], device: str, seed
     known = list(known)
     names = select_backends(settings["backend"], known)
     if dense and not any(name.startswith("dense/") for name in names):
-        names += [name for name in known if name.startswith("dense/sdpa-")]
+        # cuDNN has no CPU kernels: a row that only says so would be noise that nobody asked for.
+        never = ("dense/sdpa-cudnn",) if device == "cpu" else ()
+        names += [name for name in known if name.startswith("dense/sdpa-") and name not in never]
     windows = parse_sweep(settings["window"], "--window")
     deltas = _words(settings["delta"], "--delta", DELTAS, also="file:")
     axes = (
@@ -102,9 +104,10 @@ def make_cells(settings: dict[str, str], known: Iterable[str], device: str, seed
     for values in itertools.product(*axes):
         shape = Shape(*values, seed=seed, device=device)
         if shape.heads % shape.kv_heads:
+            divisors = [str(n) for n in range(1, shape.heads + 1) if shape.heads % n == 0][:12]
             raise Refusal(
                 f"--heads {shape.heads} is not a multiple of --kv-heads {shape.kv_heads}: query heads share "
-                f"key/value heads evenly; take --kv-heads 1, {shape.heads} or another divisor"
+                f"key/value heads evenly; --kv-heads may be {', '.join(divisors)}"
             )
         if not 16 <= shape.head_dim <= 256:
             raise Refusal(f"--head-dim {shape.head_dim} is outside 16..256, which is what the backends are built for")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONGEST = 26
+LONGEST = 28
 """Characters that fit beside the axes; longer names (an outside backend's) are cut."""
 
 
@@ -23,8 +23,10 @@ class Label(NamedTuple):
 
     @property
     def text(self) -> str:
-        name = self.name if len(self.name) <= LONGEST else self.name[: LONGEST - 1] + "…"
-        return name + (f", {self.note}" if self.note else "") + (f"\n{self.end}" if self.end else "")
+        note = f", {self.note}" if self.note else ""
+        room = LONGEST - len(note)
+        name = self.name if len(self.name) <= room else self.name[: room - 1] + "…"
+        return name + note + (f"\n{self.end}" if self.end else "")
 
     @property
     def height(self) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmabench.chart_labels import Label, halo, label_ends
+from dmabench.chart_style import STYLE, look_of, places_of
+from dmabench.rows import FAILURES
 from dmabench.run_folder import read_manifest, read_rows
 from dmabench.runs import provenance
 from dmabench.tables import add_speedups, kernels_frame
@@ -19,23 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design", 2008, without black (dense) and yellow (too pale for lines on white).
-# A backend has the same colour and marker in every chart; one that is not named here takes what is left.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-NAMED = ("dma/flex", "dma/triton", "dma/cuda", "swa/flex", "dma/sdpa-masked", "dma/reference")
-GREYS = ("#000000", "#4d4d4d", "#757575", "#999999")
-NAMED_DENSE = ("dense/sdpa-cudnn", "dense/sdpa-flash", "dense/flex", "dense/sdpa-math")
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = "osD^vP"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "dmabench",
-}
 TITLES = {"latency": "Time per call", "speedup": "Speed-up over the fastest dense backend"}
 PANEL = ("device", "pass", "level", "batch", "heads", "kv_heads", "head_dim", "dtype")
 
@@ -46,7 +31,7 @@ def latency(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     frame: rows of one run (kernels_frame of them). Grey guides show growth with T and T^2; a cross marks where a line
     ends because the next length ran out of memory. Empty when no row has a time.
     """
-    return _figures(frame, "latency", _draw_latency, _places(frame))
+    return _figures(frame, "latency", _draw_latency, places_of(frame))
 
 
 def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
@@ -57,7 +42,7 @@ def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     dense row to compare with.
     """
     compared = frame[frame["speedup"].notna()] if "speedup" in frame else frame[:0]
-    return _figures(compared, "speedup", _draw_speedup, _places(frame))
+    return _figures(compared, "speedup", _draw_speedup, places_of(frame))
 
 
 def save(figure: "Figure", path: Path) -> list[Path]:
@@ -118,7 +103,7 @@ def _figures(
                 if not (chosen["status"].eq("PASSED") & chosen["total_ms"].gt(0)).any():
                     continue
                 figure = Figure(figsize=(6.4, 4.3), layout=None)
-                axes = figure.add_axes((0.095, 0.17, 0.675, 0.71))
+                axes = figure.add_axes((0.095, 0.17, 0.64, 0.71))
                 draw_panel(axes, chosen, places)
                 _dress(figure, chosen, delta, TITLES[kind])
                 figures[_stem(kind, chosen, delta, figures)] = figure
@@ -133,8 +118,9 @@ def _draw_latency(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int
     labels = _lines(axes, panel, "total_ms", places)
     _guides(axes, panel)
     low, high = axes.get_ylim()
-    if any(label.end for label in labels):
-        high *= (high / low) ** 0.12  # room for the labels of lines that end high up
+    ended = {label.name for label in labels if label.end}
+    if ended:
+        high *= (high / low) ** (0.05 + 0.07 * len(ended))  # room for the labels of lines that end high up
         axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -168,7 +154,7 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
             timed = rows[rows["status"].eq("PASSED") & rows[field].gt(0)].groupby("seqlen")[field].median()
             if timed.empty:
                 continue
-            look = _look(name, number, places)
+            look = look_of(name, number, places)
             inner = rows["seqlen"].between(timed.index[0], timed.index[-1])
             line = timed.reindex(sorted(rows.loc[inner, "seqlen"].unique()))
             axes.plot(line.index, line.values, **look)
@@ -182,37 +168,6 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
             labels.append(Label(float(timed.index[-1]), float(timed.iloc[-1]), look["color"], name, note, end))
     _length_axis(axes, sorted(panel.loc[panel["status"].eq("PASSED") & panel[field].gt(0), "seqlen"].unique()))
     return labels
-
-
-def _places(frame: "pandas.DataFrame") -> dict[str, int]:
-    """Which colour and marker each backend takes, from all rows of the run, so that its charts agree."""
-    places: dict[str, int] = {}
-    # A backend without any time draws no line, so its colour is free.
-    ids = sorted(frame.loc[frame["total_ms"].gt(0), "id"].unique())
-    for dense, named in ((True, NAMED_DENSE), (False, NAMED)):
-        mine = [one for one in ids if one.startswith("dense/") == dense]
-        others = [one for one in mine if one not in named]
-        free = [place for place, one in enumerate(named) if one not in mine]
-        free += range(len(named), len(named) + len(others))
-        places |= {one: named.index(one) for one in mine if one in named} | dict(zip(others, free, strict=False))
-    return places
-
-
-def _look(name: str, number: int, places: dict[str, int]) -> dict[str, Any]:
-    """Line and marker of a backend's number-th window: colour says which backend, dashes which window."""
-    dense = name.startswith("dense/")
-    place = places[name]
-    colours = GREYS if dense else COLOURS
-    colour = colours[place % len(colours)]
-    return {
-        "color": colour,
-        "linestyle": DASHES[(place if dense else number) % len(DASHES)],
-        "linewidth": 1.1 if dense else 1.5,
-        "marker": MARKERS[place % len(MARKERS)],
-        "markersize": 4,
-        "markerfacecolor": "white" if dense or number else colour,
-        "zorder": 3 if dense else 4,
-    }
 
 
 def _length_axis(axes: "Axes", lengths: list[float]) -> None:
@@ -263,6 +218,8 @@ def _dress(figure: "Figure", panel: "pandas.DataFrame", delta: Any, title: str) 
         str(first.get("commit") or ""),
         f"medians, {count}",
     ]
+    failed = [status for status in FAILURES if panel["status"].eq(status).any()]
+    parts += [f"gaps: {', '.join(failed)}"] if failed else []
     figure.text(0.02, 0.02, "  ·  ".join(part for part in parts if part), fontsize=6.5, color="#666666")
 
 

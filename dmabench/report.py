@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmabench import __version__, charts
+from dmabench.chart_style import STYLE, with_dark_colours
 from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, verdicts
 from dmabench.environment import device_name
 from dmabench.errors import Refusal
@@ -99,7 +100,8 @@ def _sentence(row: Row, differing: list[str]) -> str:
     where += [f"{SHARED[field]}{row[field]}" for field in told if field in differing and row.get(field) is not None]
     times = f"{significant(row['total_ms'])} ms against {significant(ratio * row['total_ms'])} ms"
     baseline = f"dense/{row.get('baseline')}, the fastest dense backend"
-    return f"{', '.join(where)}: {backend_id(row)} {verdict} {baseline} ({times})."
+    place = ", ".join(where)
+    return f"{place[0].upper()}{place[1:]}: {backend_id(row)} {verdict} {baseline} ({times})."
 
 
 def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[str]]:
@@ -178,14 +180,14 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
     # Both charts of one shape stand side by side.
     figures = charts.draw(rows, about)
     panels = list(dict.fromkeys(stem.partition("-")[2] for stem in figures))
-    for stem, figure in sorted(figures.items(), key=lambda item: panels.index(item[0].partition("-")[2])):
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(charts.STYLE):
+    for _, figure in sorted(figures.items(), key=lambda item: panels.index(item[0].partition("-")[2])):
+        buffer = io.StringIO()
+        with matplotlib.rc_context(STYLE):
             figure.savefig(buffer, format="svg", metadata={"Date": None})
         title = "; ".join(text.get_text() for text in figure.texts[:2])
         lines = [text.get_text().replace("\n", ", ") for text in figure.axes[0].texts]
         names = ", ".join(line for line in lines if "/" in line)
-        encoded = base64.b64encode(buffer.getvalue()).decode()
+        encoded = base64.b64encode(with_dark_colours(buffer.getvalue()).encode()).decode()
         drawn.append(
             {
                 "uri": f"data:image/svg+xml;base64,{encoded}",

@@ -54,10 +54,12 @@ def results_root(option: str | None, create: bool = True) -> Path:
             with tempfile.TemporaryFile(dir=root):
                 pass
         except OSError as error:
+            why = "it is a file" if root.is_file() else error.strerror or error
             raise Refusal(
-                f"cannot write results to {root}: {error.strerror or error}. "
-                "Name another folder with --results DIR or DMABENCH_RESULTS."
+                f"cannot write results to {root}: {why}. Name another folder with --results DIR or DMABENCH_RESULTS."
             ) from error
+    elif root.is_file():
+        raise Refusal(f"{root} is a file and not a folder of runs: name the folder with --results DIR.")
     return root
 
 

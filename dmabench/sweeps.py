@@ -5,6 +5,7 @@ import re
 from dmabench.errors import Refusal
 
 LONGEST = 1000
+LARGEST = 2**31 - 1
 
 
 def parse_sweep(text: str, option: str, least: int = 1) -> list[int]:
@@ -27,7 +28,9 @@ def parse_sweep(text: str, option: str, least: int = 1) -> list[int]:
             raise Refusal(f"{option} {text}: more than {LONGEST} values; take larger steps")
     too_small = [n for n in numbers if n < least]
     if too_small:
-        raise Refusal(f"{option} {text}: {too_small[0]} is below {least}, the least that makes sense")
+        raise Refusal(f"{option} {text}: {too_small[0]} is too small; the least is {least}")
+    if max(numbers) > LARGEST:
+        raise Refusal(f"{option} {text}: {max(numbers)} is too large; the most is {LARGEST}")
     return list(dict.fromkeys(numbers))
 
 

@@ -93,7 +93,7 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
 
 
 def _one_line_a_missing_backend(rows: list[Row], differing: list[str]) -> list[Row]:
-    """Forty lines that all say "not built" hide what was measured: they become one, "all" in the columns that differ."""
+    """Forty lines that say "not built" hide what was measured: they become one, "all" in the columns that differ."""
     of_backend: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         # By device and run as well: what one machine lacks another may have.
@@ -160,10 +160,12 @@ def _field(name: str, show: Callable[[float | None], str]) -> Callable[[Row], st
 
 
 def significant(value: float | None) -> str:
-    """Three significant digits without an exponent; whole numbers from 100 on."""
+    """Three significant digits, at most three decimals and no exponent; whole numbers from 100 on."""
     if value is None:
         return ""
     size = abs(value)
+    if 0 < size < 0.0005:
+        return "<0.001"
     if size >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"

@@ -30,8 +30,9 @@ def attend(
     Args:
         q: [B, H, R, D], the queries at `query_positions` (int [R], any subset of the positions, in any order).
         k, v: [B, G, T, D], H a multiple of G; delta: [B, G, T]; birth, evict: int [B, G, T].
-        rounding: round probabilities and their gradients to this dtype before each product, as a kernel that feeds
-            tensor cores does; the correctness gate uses it to know what error a dtype must cost.
+        rounding: round probabilities and their gradients to this dtype before each product, and the output before the
+            backward reads it, as a kernel does that feeds tensor cores and stores its output; the correctness gate
+            uses it to know what error a dtype must cost.
 
     Returns:
         out [B, H, R, D] in q's dtype and lse [B, H, R] (natural logarithm; -inf where no key is live).
@@ -69,7 +70,7 @@ class _Attend(torch.autograd.Function):
             probabilities = scores.sub_(_finite(lse[..., rows])[..., None]).exp_()
             dv += torch.einsum("bgrqk,bgrqd->bgkd", _rounded(probabilities, rounding), dout[..., rows, :])
             dprobabilities = torch.einsum("bgrqd,bgkd->bgrqk", dout[..., rows, :], vf)
-            expected = (dout[..., rows, :] * out[..., rows, :]).sum(-1, keepdim=True)
+            expected = (dout[..., rows, :] * _rounded(out[..., rows, :], rounding)).sum(-1, keepdim=True)
             dscores = probabilities * (dprobabilities - expected)
             ddelta += dscores.sum((2, 3))
             dscores = _rounded(dscores, rounding)

@@ -65,13 +65,20 @@ def doctor(
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         width = max(len(check.name) for check in checks)
+        lines = []
         for check in checks:
             mark, colour = ("ok", "green") if check.ok else ("FAIL", "red") if check.required else ("--", "yellow")
-            typer.echo(typer.style(f"{mark:4}", fg=colour) + f"  {check.name:{width}}  {check.found}")
+            lines.append(f"{_coloured(f'{mark:4}', colour)}  {check.name:{width}}  {check.found}")
             if not check.ok and check.fix:
-                typer.echo(f"      {'':{width}}  -> {check.fix}")
+                lines.append(f"      {'':{width}}  -> {check.fix}")
+        # At once: a reader that hangs up after the first line (`| head`) must not change the exit code.
+        typer.echo("\n".join(lines))
         typer.echo(f"{len(broken)} required check(s) failed." if broken else "Everything required works.", err=True)
     raise typer.Exit(1 if broken else 0)
+
+
+def _coloured(text: str, colour: str) -> str:
+    return text if os.environ.get("NO_COLOR") else typer.style(text, fg=colour)
 
 
 def _software() -> list[Check]:

@@ -1,22 +1,24 @@
 """`dmabench kernels`: time attention backends, forward and backward, after proving that they are right."""
 
-import json
+import math
+import signal
 import sys
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 
 from dmabench.cells import Cell, by_shape, make_cells
+from dmabench.cli.kernels_output import exit_code, print_cells, print_run
 from dmabench.errors import Refusal
 from dmabench.presets import CPU, CUDA, PRESETS
-from dmabench.rows import FAILURES
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
   dmabench kernels --seqlen 8192
 
-  dmabench kernels --seqlen 1k:128k:x2 --window 1k,2k --pass fwd,bwd --backend 'dma*'
+  dmabench kernels --seqlen 1k:128k:x2 --pass fwd,bwd --backend 'dma*'
 
   dmabench kernels --preset paper --dry-run
 """
@@ -85,24 +87,28 @@ def kernels(
     if quick and preset not in (None, "quick"):
         raise Refusal(f"--quick is --preset quick; with --preset {preset} leave one of them out")
     preset = "quick" if quick else preset
+    for flag, seconds in (("--cap", cap), ("--cell-timeout", cell_timeout)):
+        if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+            raise Refusal(f"{flag} {seconds:g}: write a number of seconds above 0")
     device = _device(device)
     blocks = _blocks(given, preset, device)
     delta_files = _label_delta_files(blocks)
     cells = _cells(blocks, device, seed, dense=not no_dense)
+    _check_delta_files(cells, delta_files)
     if dry_run:
-        _print_cells(cells, as_json)
+        print_cells(cells, as_json)
         return
     settings = {"blocks": blocks, "seed": seed, "device": device, "preset": preset}
     cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
-    if cap_s <= 0 or cell_timeout <= 0:
-        raise Refusal("--cap and --cell-timeout are seconds and must be above 0")
     options = {"cap_s": cap_s, "delta_files": delta_files}
     from dmabench.tables import add_speedups
 
     run, interrupted = _measure(cells, settings, options, results, resume, cell_timeout)
     rows = _in_order(add_speedups(run.rows()), cells)
-    _show(run, rows, preset, device, as_json)
-    sys.exit(_exit_code(rows, interrupted))
+    which = f"preset {preset}" if preset else "defaults"
+    about = PRESETS[preset]["about"] if preset else f"for a {'GPU' if device.startswith('cuda') else 'CPU'}"
+    print_run(run, rows, f"{which} ({about})", as_json, interrupted, left=len(cells) - len(rows))
+    sys.exit(exit_code(rows, interrupted))
 
 
 def _device(wanted: str) -> str:
@@ -123,7 +129,9 @@ def _blocks(given: dict[str, str | None], preset: str | None, device: str) -> li
     """Device defaults, overridden by the preset, overridden by flags."""
     defaults = CUDA if device.startswith("cuda") else CPU
     if preset is not None and preset not in PRESETS:
-        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
+        near = get_close_matches(preset, PRESETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}{hint}")
     flags = {name: value for name, value in given.items() if value is not None}
     return [{**defaults, **block, **flags} for block in (PRESETS[preset]["blocks"] if preset else [{}])]
 
@@ -150,43 +158,27 @@ def _label_delta_files(blocks: list[dict[str, str]]) -> dict[str, str]:
     return labels
 
 
+def _check_delta_files(cells: list[Cell], files: dict[str, str]) -> None:
+    """Refuse a file that does not fit now, not after an hour of other cells."""
+    if not files:
+        return
+    from dmabench.inputs import delta_from_file
+
+    for cell in cells:
+        if cell.delta in files:
+            path = files[cell.delta]
+            try:
+                delta_from_file(path, cell.shape.batch, cell.shape.kv_heads, cell.shape.seqlen)
+            except (TypeError, ValueError) as error:
+                raise Refusal(f"--delta file:{path}: holds no real numbers ({error}); save floats") from error
+
+
 def _cells(blocks: list[dict[str, str]], device: str, seed: int, dense: bool) -> list[Cell]:
     from dmabench.kernels import backends
 
     known = [backend.id for backend in backends()]
     cells = [cell for block in blocks for cell in make_cells(block, known, device, seed, dense)]
     return list({cell.id: cell for cell in cells}.values())
-
-
-def _print_cells(cells: list[Cell], as_json: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if as_json:
-        for cell in cells:
-            typer.echo(json.dumps({"cell": cell.id, **cell.settings()}))
-        return
-    table = Table(title=f"{len(cells)} cells in {len(by_shape(cells))} shapes", title_justify="left")
-    for column in ("pass", "seqlen", "window", "B", "H", "G", "D", "dtype", "delta", "backends"):
-        table.add_column(column, justify="right" if column in ("seqlen", "window") else "left")
-    merged: dict[tuple[Any, ...], list[str]] = {}
-    for cell in cells:
-        s = cell.shape
-        key = (
-            s.pass_,
-            s.seqlen,
-            cell.window or "",
-            s.batch,
-            s.heads,
-            s.kv_heads,
-            s.head_dim,
-            s.dtype,
-            cell.delta or "",
-        )
-        merged.setdefault(key, []).append(cell.name)
-    for key, names in merged.items():
-        table.add_row(*map(str, key), " ".join(names))
-    Console().print(table)
 
 
 def _measure(
@@ -222,6 +214,8 @@ def _measure(
         disable=not console.is_terminal,
         transient=True,
     )
+    # A scheduler's end of time is a Ctrl-C: the manifest says "interrupted", and --resume goes on.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with progress, Worker(cell_timeout) as worker:
             task = progress.add_task("starting", total=len(cells), completed=len(done & {c.id for c in cells}))
@@ -245,6 +239,8 @@ def _measure(
     except BaseException:
         run.finish("interrupted")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     run.finish("finished")
     return run, False
 
@@ -262,37 +258,3 @@ def _append(run: Any, messages: list[dict[str, Any]], device: str) -> None:
 def _in_order(rows: list[dict[str, Any]], cells: list[Cell]) -> list[dict[str, Any]]:
     place = {cell.id: n for n, cell in enumerate(cells)}
     return sorted((row for row in rows if row["cell"] in place), key=lambda row: place[row["cell"]])
-
-
-def _show(run: Any, rows: list[dict[str, Any]], preset: str | None, device: str, as_json: bool) -> None:
-    from rich.console import Console
-
-    from dmabench.charts import draw_run
-    from dmabench.claims import reported_table
-    from dmabench.tables import kernels_table, lints
-
-    narration = Console(stderr=True)
-    if as_json:
-        for row in rows:
-            typer.echo(json.dumps(row))
-    elif rows:
-        console = Console() if sys.stdout.isatty() else Console(width=100)
-        console.print(kernels_table(rows, width=min(100, console.width)))
-        beside = reported_table(rows)
-        if beside is not None:
-            console.print(beside)
-    which = f"preset {preset}" if preset else "defaults"
-    narration.print(f"[dim]{which} for a {'GPU' if device.startswith('cuda') else 'CPU'}; times in ms, medians[/dim]")
-    for lint in lints(rows, run.manifest["gpu_state"]):
-        narration.print(f"[yellow]note[/yellow] {lint}", highlight=False)
-    if any(row["status"] == "PASSED" for row in rows):
-        draw_run(run.path)
-    narration.print(f"rows, samples and charts: {run.path}", highlight=False, soft_wrap=True)
-
-
-def _exit_code(rows: list[dict[str, Any]], interrupted: bool) -> int:
-    if interrupted:
-        return 130
-    if any(row["status"] in FAILURES for row in rows):
-        return 1
-    return 0 if any(row["status"] == "PASSED" for row in rows) else 3

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dmabench import runs
+from dmabench.errors import Refusal
 
 HELP = """List what there is: backends, runs, tasks, claims or presets.
 
@@ -62,6 +63,8 @@ def list_things(
 
 def backends(device: str | None = None) -> list[dict[str, Any]]:
     """Every backend, with its passes and why it cannot run on the device (None where it can)."""
+    if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
+        raise Refusal(f"--device {device!r} is unknown; write cpu or cuda")
     # Imports torch: here, so that nothing else on the command line waits for it.
     registry = importlib.import_module("dmabench.kernels.registry")
     if device is None:

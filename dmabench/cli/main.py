@@ -3,7 +3,9 @@
 Exit codes: 0 all well, 1 a measured cell failed, 2 usage, 3 nothing could be measured, 130 interrupted.
 """
 
+import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -44,10 +46,26 @@ for command in (kernels, report, listing, doctor):
 
 def run() -> None:
     """Entry point of the console script: a Refusal becomes one sentence on stderr and exit code 2."""
+    words = sys.argv[1:]
+    # Accepted after the command too, where people add it when something went wrong.
+    debug = "--debug" in words
     try:
-        app()
+        app([word for word in words if word != "--debug"])
     except Refusal as refusal:
-        if "--debug" in sys.argv:
-            raise
-        typer.secho(f"dmabench: {refusal}", fg="red", err=True)
+        if debug:
+            traceback.print_exc()
+        _say(str(refusal))
         sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"{type(error).__name__}: {error}. This is a bug; --debug shows where it happened.")
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    plain = not sys.stderr.isatty() or bool(os.environ.get("NO_COLOR"))
+    typer.echo(f"dmabench: {text}" if plain else typer.style(f"dmabench: {text}", fg="red"), err=True)

@@ -50,7 +50,7 @@ def page(paths, folder):
 def test_a_run_has_its_table_charts_doubts_and_claims(stored, tmp_path):
     _, path = stored
     _, parsed = page([path], tmp_path)
-    assert "dma/flex is 32.00 times as fast as dense/sdpa-cudnn" in parsed.text
+    assert "dma/flex is 32.0 times as fast as dense/sdpa-cudnn" in parsed.text
     assert "16 cells: 13 PASSED, 2 OUT_OF_MEMORY, 1 UNSUPPORTED." in parsed.text
     assert "the CUDA kernels are not built yet" in parsed.text and "0123456" in parsed.text
     assert len(parsed.images) == 2 and parsed.loose_tables == 0
@@ -119,6 +119,6 @@ def test_an_unwritable_page_is_refused(tmp_path):
 def test_summary_says_slower_and_same(row):
     rows = [row("dense/sdpa-flash", total_ms=1.0), row("dma/flex", total_ms=2.0), row("swa/flex", total_ms=1.0)]
     _, slower, same = summary(rows)
-    assert "dma/flex is slower, 0.50 times as fast as dense/sdpa-flash" in slower
+    assert "dma/flex is slower, 0.500 times as fast as dense/sdpa-flash" in slower
     assert "swa/flex is as fast as dense/sdpa-flash" in same
     assert summary([]) == ["Nothing was measured."]

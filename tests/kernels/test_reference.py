@@ -142,7 +142,8 @@ def test_rounding_is_what_tensor_cores_do(definition, inputs, grads):
     p = scores.softmax(-1)
     rounded = p.bfloat16().double()
     expected = rounded @ v
-    ds = p * (dout @ v.transpose(-1, -2) - (dout * expected).sum(-1, keepdim=True))
+    stored = expected.bfloat16().double()
+    ds = p * (dout @ v.transpose(-1, -2) - (dout * stored).sum(-1, keepdim=True))
     ds_rounded = ds.bfloat16().double()
 
     def by_group(x):
