@@ -41,6 +41,11 @@ def lints(rows: Iterable[Row], gpu_state: dict[str, Any] | None = None) -> list[
             "noisy: (p90 - p10) / median is above 5%",
         ),
         (
+            # Both are medians, so this needs a machine that was slower in one half of the samples than in the other.
+            [row for row in timed if row.get("kernel_ms") and row["kernel_ms"] > 1.2 * row["total_ms"]],
+            "the kernel alone took longer than the whole call: something else was using the machine",
+        ),
+        (
             [row for row in timed if row.get("throttled")],
             "the GPU was throttled while it was measured",
         ),

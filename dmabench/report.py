@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, ver
 from dmabench.environment import device_name
 from dmabench.errors import Refusal
 from dmabench.lints import lints
-from dmabench.rows import FAILURES
+from dmabench.rows import FAILURES, STATUSES
 from dmabench.runs import provenance, read_manifest, read_rows
 from dmabench.speedups import add_speedups, same_as_baseline, shape_of
 from dmabench.table_layout import SHARED, WORDS, backend_id, layout, significant
@@ -73,8 +74,8 @@ def summary(rows: Iterable[Row]) -> list[str]:
     rows = add_speedups(rows)
     if not rows:
         return ["Nothing was measured."]
-    statuses = list(dict.fromkeys(str(row.get("status")) for row in rows))
-    counted = [f"{sum(str(row.get('status')) == status for row in rows)} {status}" for status in statuses]
+    counts = Counter(str(row.get("status")) for row in rows)
+    counted = [f"{counts[status]} {status}" for status in dict.fromkeys([*STATUSES, *counts]) if counts[status]]
     sentences = [f"{len(rows)} cells: {', '.join(counted)}."]
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:

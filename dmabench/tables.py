@@ -47,12 +47,14 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
     from rich.text import Text
 
     shown = layout(list(rows), width)
+    lengths = [max(map(len, column)) for column in zip(shown.headers, *shown.cells, strict=True)]
+    caption = _wrapped(shown.caption.split(" · "), sum(lengths) + len(lengths) - 1)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,
         show_edge=False,
-        title=Text(shown.caption, style="bold"),
+        title=Text(caption, style="bold"),
         title_justify="left",
         caption=Text("\n".join(shown.notes)) if shown.notes else None,
         caption_justify="left",
@@ -67,6 +69,17 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
         style = "" if status == "PASSED" else "red" if status in FAILURES else "dim"
         table.add_row(*(Text(cell) for cell in cells), style=style)
     return table
+
+
+def _wrapped(parts: list[str], width: int) -> str:
+    """The parts of a caption on lines of at most `width` columns, broken between them and not inside ("G 1")."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def markdown_table(rows: Iterable[Row]) -> str:

@@ -12,6 +12,7 @@ from dmabench.cells import Cell, by_shape, make_cells
 from dmabench.cli.kernels_output import exit_code, print_cells, print_run
 from dmabench.errors import Refusal
 from dmabench.presets import CPU, CUDA, PRESETS
+from dmabench.sweeps import parse_sweep
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -90,6 +91,10 @@ def kernels(
     for flag, seconds in (("--cap", cap), ("--cell-timeout", cell_timeout)):
         if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
             raise Refusal(f"{flag} {seconds:g}: write a number of seconds above 0")
+    for name in ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim"):
+        if given[name] is not None:  # all of this before torch is imported, which takes seconds
+            parse_sweep(given[name], f"--{name.replace('_', '-')}")
+    _check_preset(preset)
     device = _device(device)
     blocks = _blocks(given, preset, device)
     delta_files = _label_delta_files(blocks)
@@ -111,6 +116,13 @@ def kernels(
     sys.exit(exit_code(rows, interrupted))
 
 
+def _check_preset(preset: str | None) -> None:
+    if preset is not None and preset not in PRESETS:
+        near = get_close_matches(preset, PRESETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}{hint}")
+
+
 def _device(wanted: str) -> str:
     import torch
 
@@ -128,10 +140,6 @@ def _device(wanted: str) -> str:
 def _blocks(given: dict[str, str | None], preset: str | None, device: str) -> list[dict[str, str]]:
     """Device defaults, overridden by the preset, overridden by flags."""
     defaults = CUDA if device.startswith("cuda") else CPU
-    if preset is not None and preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}{hint}")
     flags = {name: value for name, value in given.items() if value is not None}
     return [{**defaults, **block, **flags} for block in (PRESETS[preset]["blocks"] if preset else [{}])]
 

@@ -96,6 +96,7 @@ def test_frame_is_numeric_and_complete(sweep):
         ({"roof_percent": 12.0}, {}, "under 20% of the measured roof"),
         ({}, {"total_ms": 1.001, "p10_ms": 0.99, "p90_ms": 1.01}, 'verdict "same"'),
         ({}, {"p10_ms": 0.4, "p90_ms": 0.6}, "noisy"),
+        ({}, {"kernel_ms": 0.7}, "something else was using the machine"),
         ({}, {"throttled": True}, "throttled while"),
         ({}, {"wall_ms": 0.6, "gpu_ms": 0.5}, "host-bound"),
         ({}, {"seqlen": 1024, "window": 1024, "density": 1.0}, "no longer than the window"),

@@ -82,6 +82,17 @@ def test_a_dead_keys_nan_poisons_neither_output_nor_gradient(eager_dma_flex, inp
     assert not found[3][0, 1, 60].any()
 
 
+def test_no_nan_of_a_dead_key_is_handed_to_the_kernel(monkeypatch, inputs):
+    """A kernel may add the bias before it masks, and a NaN times zero would stay."""
+    seen = []
+    monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args[3]), (args[0], None))[1])
+    q, k, v, delta = inputs(1, 2, 1, 200, 200, 16)
+    delta[0, 0, 50], delta[0, 0, 60] = torch.nan, torch.inf
+    plan = make_plan(delta, 200, key_mask=torch.arange(200)[None] != 60)
+    dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
+    assert seen[0].shape[-1] == 200 and bool(seen[0].isfinite().all())
+
+
 def test_only_live_keys_are_kept(inputs):
     """With iid delta and T >> w most keys are never attended: they are dropped, in steps of whole tiles."""
     T, w = 4096, 64

@@ -1,0 +1,176 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dmabench.cli.main import app
+from dmabench.errors import Refusal
+
+TINY = ["--window", "16", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--device", "cpu"]
+FAST = [*TINY, "--cap", "0.05", "--backend", "reference,sdpa-math"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Two test workers with two threads each wait for one another: a call of 0.1 ms takes 40."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["kernels", *[str(word) for word in words]])
+
+
+def process(*words, **options):
+    """The console script's own entry point, in a process of its own, where no test's folder is importable."""
+    command = [sys.executable, "-P", "-m", "dmabench", "kernels", *[str(word) for word in words]]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def stored(root):
+    """The rows of the only run under root, and its manifest."""
+    (path,) = root.iterdir()
+    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    return rows, json.loads((path / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--backend", "dma/flx"], "did you mean dma/flex?"),
+        (["--backend", ""], "matches no backend"),
+        (["--seqlen", "0"], "--seqlen 0: 0 is too small; the least is 1"),
+        (["--seqlen", "4k:1k:x2"], "swap the two"),
+        (["--seqlen", "9" * 20], "is too large"),
+        (["--heads", "6", "--kv-heads", "4"], "--kv-heads may be 1, 2, 3, 6"),
+        (["--head-dim", "8"], "outside 16..256"),
+        (["--window", "0"], "--window 0"),
+        (["--dtype", "fp8"], "choose from fp32, fp16, bf16"),
+        (["--delta", "isd"], "did you mean iid?"),
+        (["--delta", "file:missing.npy"], "give a .npy file"),
+        (["--device", "tpu"], "write cpu, cuda"),
+        (["--device", "cuda:99"], "use --device cpu"),
+        (["--preset", "h10"], "did you mean h100?"),
+        (["--quick", "--preset", "paper"], "leave one of them out"),
+        (["--cap", "0"], "--cap 0: write a number of seconds above 0"),
+        (["--cap", "nan"], "--cap nan"),
+        (["--cell-timeout", "-1"], "--cell-timeout -1"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(words, told, tmp_path):
+    result = call(*words, "--results", tmp_path / "results")
+    assert isinstance(result.exception, Refusal) and told in str(result.exception)
+    assert result.stdout == "" and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.array([[1.0, np.nan] * 32]), "32 NaN or infinite"),
+        (np.ones((1, 10)), "--seqlen to what the file holds"),
+        (np.ones((3, 64)), "--kv-heads"),
+        (np.array([["a"] * 64]), "holds no real numbers"),
+    ],
+)
+def test_a_delta_that_cannot_be_used_is_refused_before_anything_runs(array, told, tmp_path):
+    np.save(tmp_path / "x.npy", array)
+    result = call(*FAST, "--seqlen", 64, "--delta", f"file:{tmp_path / 'x.npy'}", "--results", tmp_path / "results")
+    assert isinstance(result.exception, Refusal) and told in str(result.exception)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = call(*FAST, "--seqlen", 64, "--results", tmp_path / "file")
+    assert isinstance(result.exception, Refusal) and "it is a file" in str(result.exception)
+
+
+def test_resume_names_the_nearest_run_or_says_there_is_none(tmp_path):
+    result = call(*FAST, "--seqlen", 64, "--results", tmp_path, "--resume", "nope")
+    assert isinstance(result.exception, Refusal) and "there is no run 'nope'" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_lists_every_cell_and_leaves_nothing(tmp_path):
+    words = ("--seqlen", "1k,2k", "--window", "64", "--pass", "fwd,bwd", "--backend", "dma/flex,dense/sdpa-math")
+    result = call(*words, "--device", "cpu", "--dry-run", "--results", tmp_path / "results")
+    assert result.exit_code == 0 and "8 cells in 4 shapes" in result.stdout
+    assert "dma/flex" in result.stdout and not (tmp_path / "results").exists()
+    told = call(*words, "--device", "cpu", "--dry-run", "--json").stdout.splitlines()
+    cells = [json.loads(line) for line in told]
+    assert len({cell["cell"] for cell in cells}) == 8 and {cell["seqlen"] for cell in cells} == {1024, 2048}
+
+
+def test_help_has_three_examples_on_lines_of_their_own():
+    result = CliRunner().invoke(app, ["kernels", "--help"], env={"COLUMNS": "80"})
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    examples = [line for line in lines if line.startswith("dmabench kernels ")]
+    assert result.exit_code == 0 and len(examples) == 3
+    for example in examples:
+        ran = CliRunner().invoke(app, [*example.replace("'", "").split()[1:], "--dry-run"])
+        assert ran.exit_code == 0, example
+
+
+def test_rows_are_stored_shown_and_drawn(tmp_path):
+    result = call(*FAST, "--seqlen", "64", "--results", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "dma/reference" in result.stdout and "dense/sdpa-math" in result.stdout and "Traceback" not in result.stderr
+    rows, manifest = stored(tmp_path)
+    assert [row["status"] for row in rows] == ["PASSED"] * 2 and manifest["status"] == "finished"
+    assert all(row["speedup"] is not None for row in rows)
+    assert len(list(tmp_path.glob("*/*.png"))) == 2 and "rows, samples and charts" in result.stderr
+
+
+def test_json_alone_goes_to_stdout_and_nothing_that_ran_is_3(tmp_path):
+    words = (*TINY, "--seqlen", "64", "--backend", "reference", "--no-dense", "--pass", "decode", "--json")
+    result = call(*words, "--results", tmp_path)
+    (row,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert row["status"] == "UNSUPPORTED" and row["reason"] and row["total_ms"] is None
+    assert result.exit_code == 3 and "Nothing could be measured" in result.stderr
+
+
+def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path):
+    words = ["--results", tmp_path, "--seqlen", "64,96,128", *FAST]
+    # A shell that starts us in the background would have made us ignore SIGINT.
+    running = process(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size for file in tmp_path.glob("*/rows.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=30)
+    kept, manifest = stored(tmp_path)
+    assert running.returncode == 130 and "Traceback" not in told, told
+    assert 0 < len(kept) < 6 and manifest["status"] == "interrupted"
+    assert f"{len(kept)} cells are stored, {6 - len(kept)} are left" in told and f"--resume {manifest['run']}" in told
+
+    again = call(*words, "--resume", "latest", "--json")
+    assert again.exit_code == 0, again.output
+    rows, manifest = stored(tmp_path)
+    assert rows[: len(kept)] == kept and manifest["status"] == "finished"
+    asked = [json.loads(line)["cell"] for line in call(*words, "--dry-run", "--json").stdout.splitlines()]
+    assert sorted(row["cell"] for row in rows) == sorted(asked) and len(set(asked)) == 6
+    assert [json.loads(line)["cell"] for line in again.stdout.splitlines()] == asked
+
+    other = call(*words, "--resume", "latest", "--seed", "1")
+    assert isinstance(other.exception, Refusal) and "setting seed: 0 -> 1" in str(other.exception)
+
+
+def test_a_reader_that_hangs_up_changes_nothing(tmp_path):
+    words = [*TINY, "--seqlen", "64", "--backend", "dma/cuda", "--no-dense", "--json", "--results", tmp_path]
+    running = process(*words, env={**os.environ, "NO_COLOR": "1"})
+    running.stdout.close()
+    told = running.stderr.read()
+    assert running.wait(timeout=60) == 3 and "Traceback" not in told and "Broken" not in told, told
+    assert "\x1b" not in told and len(stored(tmp_path)[0]) == 1
+
+
+def test_a_refusal_is_one_line_on_stderr_and_2():
+    running = process("--seqlen", "0")
+    out, told = running.communicate(timeout=60)
+    assert (running.returncode, out) == (2, "")
+    assert told.startswith("dmabench: --seqlen 0") and told.count("\n") == 1
