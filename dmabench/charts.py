@@ -41,7 +41,8 @@ def speedup(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     is drawn all the same. Rows with padded heads are left out: an upper bound is no speed-up. Empty when there is no
     dense row to compare with.
     """
-    compared = frame[frame["speedup"].notna()] if "speedup" in frame else frame[:0]
+    # Rows without a time stay where there is something to compare with: their line has a gap.
+    compared = frame[frame["baseline" if "baseline" in frame else "speedup"].notna()]
     return _figures(compared, "speedup", _draw_speedup, places_of(frame))
 
 

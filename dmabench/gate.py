@@ -119,8 +119,8 @@ class Gate:
         low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
         eps = torch.finfo(inputs.dtype).eps
-        # The largest error over all rows comes from a few early ones, where dp - delta cancels, and is a matter of luck: in
-        # bf16, T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
+        # The largest error over all rows comes from a few early ones, where dp - delta cancels, and is luck:
+        # in bf16 at T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
         budgets = {name: 2 * _error(low[name], exact[name]) + 8 * eps for name in exact}
         return Expected(mask, rows, dout, exact, budgets)
 

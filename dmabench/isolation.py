@@ -1,6 +1,6 @@
 """The parent's side of the worker: one process measures, and its death costs one cell.
 
-The parent never imports torch. It sends a group of cells, reads rows back, and when the worker dies or hangs writes
+The parent makes no CUDA context. It sends a group of cells, reads rows back, and when the worker dies or hangs writes
 the row of the cell that was running, starts another worker and goes on with the rest of the group.
 """
 
@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from dmabench.cells import Cell
@@ -26,16 +28,18 @@ Message = dict[str, Any]
 class Worker:
     """A measuring process that is restarted when needed. Use as a context manager."""
 
-    def __init__(self, timeout_s: float):
+    def __init__(self, timeout_s: float, log: Path | None = None):
         """
         Args:
             timeout_s: longest silence, that is the longest one stage of one cell may take.
+            log: file for what the worker prints (warnings, tracebacks of failing cells); default this process's stderr.
         """
-        self.timeout_s = timeout_s
+        self.timeout_s, self.log = timeout_s, log
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def __enter__(self) -> "Worker":
+        self._start()  # importing torch takes it seconds, in which the caller can prepare
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,14 +55,15 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._lines = queue.Queue()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dmabench.worker"],  # -P: the current folder is not importable
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
-                text=True,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which then decides
-            )
+            with open(self.log, "ab") if self.log else nullcontext(_own_stderr()) as stderr:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "dmabench.worker"],  # -P: the current folder is not importable
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C reaches the parent alone, which then decides
+                )
             threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
         return self._process
 
@@ -139,9 +144,9 @@ def _death(code: int) -> tuple[str, str]:
     return "RUNTIME_ERROR", f"the worker ended with exit code {code}"
 
 
-def _has_fileno(stream: Any) -> bool:
+def _own_stderr() -> int | None:
+    """This process's stderr, where it has a real one (a test may have replaced it)."""
     try:
-        stream.fileno()
+        return sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):
-        return False
-    return True
+        return None

@@ -24,7 +24,7 @@ def _sdpa(backend: SDPBackend):
             try:
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups > 1)
             except RuntimeError as error:
-                if "No available kernel" in str(error):
+                if any(words in str(error) for words in ("No available kernel", "No viable backend")):
                     raise Unsupported(
                         f"torch {torch.__version__} has no {backend.name} kernel for {q.dtype}, "
                         f"head dim {q.shape[-1]}, {q.shape[1]}/{k.shape[1]} heads here"

@@ -25,9 +25,8 @@ def _keys(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
 
     def make() -> tuple[Tensor, Tensor, Tensor]:
         order = plan.order_BGT[..., : _slots(plan)].contiguous()
-        birth = plan.birth_BGT.gather(-1, order)
-        # A key outside the padding may still be dead (the heads keep equally many slots): give it an empty life.
-        return order, birth, torch.where(plan.live_BGT.gather(-1, order), plan.evict_BGT.gather(-1, order), birth)
+        # The heads keep equally many slots, so some hold dead keys: those have evict <= birth, an empty life.
+        return order, plan.birth_BGT.gather(-1, order), plan.evict_BGT.gather(-1, order)
 
     return plan.derived("flex keys", make)
 

@@ -3,16 +3,22 @@
 import math
 import signal
 import sys
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 
-from dmabench.cells import Cell, by_shape, make_cells
+from dmabench.cells import Cell, by_shape
+from dmabench.cli.kernels_input import (
+    check_delta_files,
+    check_words,
+    choose_device,
+    expand,
+    label_delta_files,
+    settings_blocks,
+)
 from dmabench.cli.kernels_output import exit_code, print_cells, print_run
 from dmabench.errors import Refusal
-from dmabench.presets import CPU, CUDA, PRESETS
-from dmabench.sweeps import parse_sweep
+from dmabench.presets import PRESETS
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -91,15 +97,12 @@ def kernels(
     for flag, seconds in (("--cap", cap), ("--cell-timeout", cell_timeout)):
         if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
             raise Refusal(f"{flag} {seconds:g}: write a number of seconds above 0")
-    for name in ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim"):
-        if given[name] is not None:  # all of this before torch is imported, which takes seconds
-            parse_sweep(given[name], f"--{name.replace('_', '-')}")
-    _check_preset(preset)
-    device = _device(device)
-    blocks = _blocks(given, preset, device)
-    delta_files = _label_delta_files(blocks)
-    cells = _cells(blocks, device, seed, dense=not no_dense)
-    _check_delta_files(cells, delta_files)
+    check_words(given, preset)
+    device = choose_device(device)
+    blocks = settings_blocks(given, preset, device)
+    delta_files = label_delta_files(blocks)
+    cells = expand(blocks, device, seed, dense=not no_dense)
+    check_delta_files(cells, delta_files)
     if dry_run:
         print_cells(cells, as_json)
         return
@@ -114,79 +117,6 @@ def kernels(
     about = PRESETS[preset]["about"] if preset else f"for a {'GPU' if device.startswith('cuda') else 'CPU'}"
     print_run(run, rows, f"{which} ({about})", as_json, interrupted, left=len(cells) - len(rows))
     sys.exit(exit_code(rows, interrupted))
-
-
-def _check_preset(preset: str | None) -> None:
-    if preset is not None and preset not in PRESETS:
-        near = get_close_matches(preset, PRESETS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}{hint}")
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted not in ("auto", "cpu", "cuda") and not wanted.startswith("cuda:"):
-        raise Refusal(f"--device {wanted!r} is unknown; write cpu, cuda, cuda:1 or auto")
-    count = torch.cuda.device_count()  # makes no CUDA context
-    if wanted == "auto":
-        return "cuda" if count else "cpu"
-    index = wanted.removeprefix("cuda").removeprefix(":") or "0"
-    if wanted != "cpu" and not (index.isdigit() and int(index) < count):
-        raise Refusal(f"--device {wanted}: torch sees {count} CUDA devices; see dmabench doctor, or use --device cpu")
-    return wanted
-
-
-def _blocks(given: dict[str, str | None], preset: str | None, device: str) -> list[dict[str, str]]:
-    """Device defaults, overridden by the preset, overridden by flags."""
-    defaults = CUDA if device.startswith("cuda") else CPU
-    flags = {name: value for name, value in given.items() if value is not None}
-    return [{**defaults, **block, **flags} for block in (PRESETS[preset]["blocks"] if preset else [{}])]
-
-
-def _label_delta_files(blocks: list[dict[str, str]]) -> dict[str, str]:
-    """Replace `file:PATH` by a label of name and content, so that no path reaches a row; label -> path."""
-    import hashlib
-    from pathlib import Path
-
-    labels: dict[str, str] = {}
-    for block in blocks:
-        words = block["delta"].split(",")
-        for n, word in enumerate(words):
-            if not word.strip().startswith("file:"):
-                continue
-            path = Path(word.strip().removeprefix("file:"))
-            try:
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-            except OSError as error:
-                raise Refusal(f"--delta {word}: cannot read the file ({error.strerror}); give a .npy file") from error
-            words[n] = f"file:{path.name}@{digest}"
-            labels[words[n]] = str(path)
-        block["delta"] = ",".join(words)
-    return labels
-
-
-def _check_delta_files(cells: list[Cell], files: dict[str, str]) -> None:
-    """Refuse a file that does not fit now, not after an hour of other cells."""
-    if not files:
-        return
-    from dmabench.inputs import delta_from_file
-
-    for cell in cells:
-        if cell.delta in files:
-            path = files[cell.delta]
-            try:
-                delta_from_file(path, cell.shape.batch, cell.shape.kv_heads, cell.shape.seqlen)
-            except (TypeError, ValueError) as error:
-                raise Refusal(f"--delta file:{path}: holds no real numbers ({error}); save floats") from error
-
-
-def _cells(blocks: list[dict[str, str]], device: str, seed: int, dense: bool) -> list[Cell]:
-    from dmabench.kernels import backends
-
-    known = [backend.id for backend in backends()]
-    cells = [cell for block in blocks for cell in make_cells(block, known, device, seed, dense)]
-    return list({cell.id: cell for cell in cells}.values())
 
 
 def _measure(
@@ -225,7 +155,8 @@ def _measure(
     # A scheduler's end of time is a Ctrl-C: the manifest says "interrupted", and --resume goes on.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with progress, Worker(cell_timeout) as worker:
+        log = None if "--debug" in sys.argv else run.path / "worker.log"
+        with progress, Worker(cell_timeout, log) as worker:
             task = progress.add_task("starting", total=len(cells), completed=len(done & {c.id for c in cells}))
             for group in by_shape(cells):
                 left = [cell for cell in group if cell.id not in done]

@@ -85,7 +85,7 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
     if undrawn:
         say(undrawn, "yellow")
     if interrupted:
-        done = "nothing was measured yet" if not rows else f"{len(rows)} cells are stored, {left} are left"
+        done = "nothing was measured yet" if not rows else f"{len(rows)} of {len(rows) + left} cells are stored"
         say(f"Interrupted: {done}. Repeat the command with --resume {run.name} to go on.", "bold")
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be measured: every row says why; `dmabench list backends` shows what runs here.")

@@ -33,6 +33,10 @@ class What(StrEnum):
     presets = "presets"
 
 
+# The table leaves out what would make it too wide for a terminal; --json has it all. A run's name says its start.
+LEFT_OUT = {What.runs: ("command", "started"), What.claims: ("source",)}
+
+
 def add_to(app: typer.Typer) -> None:
     """Registers the command."""
     app.command("list", help=HELP, rich_help_panel="Look")(list_things)
@@ -56,7 +60,10 @@ def list_things(
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif found:
-        _print([{key: value for key, value in one.items() if key != "source"} for one in found])
+        _print([{key: value for key, value in one.items() if key not in LEFT_OUT.get(what, ())} for one in found])
+        for one in found if what is What.runs else ():
+            if one["status"].startswith("unreadable: "):
+                typer.echo(one["status"], err=True)
     if not found:
         typer.echo(empty, err=True)
 
@@ -113,7 +120,9 @@ def _print(found: list[dict[str, Any]]) -> None:
         # The first column is what people copy: it is never cut.
         table.add_column(column, no_wrap=number == 0, overflow="fold")
     for one in found:
-        table.add_row(*(Text(_text(one.get(column))) for column in columns))
+        # An unreadable run says why under the table.
+        texts = (_text(one.get(column)) for column in columns)
+        table.add_row(*(Text("unreadable" if text.startswith("unreadable: ") else text) for text in texts))
     Console(soft_wrap=False).print(table)
 
 

@@ -1,3 +1,5 @@
+import math
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -5,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from dmabench import charts, runs
-from dmabench.chart_labels import spread
+from dmabench.chart_labels import Label, spread
+from dmabench.chart_style import COLOURS, DARK, GREYS, with_dark_colours
 
 ABOUT = {"commit": "0123456", "versions": "torch 2.11.0"}
 
@@ -112,3 +115,47 @@ def test_a_run_without_times_draws_nothing_and_says_why(tmp_path, environment, r
         run.append(row("dma/cuda", total_ms=None, status="UNSUPPORTED"), None)
         assert charts.draw_run(run.path) == []
     assert "it has no rows" in caplog.text and "no row passed" in caplog.text
+
+
+def test_a_length_without_a_correct_time_is_a_gap(row):
+    rows = [row("dense/sdpa-flash", length) for length in (1024, 2048, 4096)]
+    rows += [row("dma/flex", 1024), row("dma/flex", 2048, None, status="INCORRECT", reason="x"), row("dma/flex", 4096)]
+    figure = charts.draw(rows, ABOUT)["latency-fwd-h16g8d128-iid"]
+    line = next(line for line in figure.axes[0].lines if line.get_color() == "#0072B2")
+    assert list(line.get_xdata()) == [1024, 2048, 4096] and math.isnan(line.get_ydata()[1])
+    assert any("gaps: INCORRECT" in text for text in texts(figure))
+
+
+def test_a_backend_has_one_colour_in_both_charts(row):
+    rows = [row("dense/sdpa-flash"), row("dma/mine"), row("swa/other")]
+    rows += [row("dma/cuda", total_ms=None, status="UNSUPPORTED")]
+    both = charts.draw(rows, ABOUT).values()
+    colours = [{text.get_text(): text.get_color() for text in figure.axes[0].texts} for figure in both]
+    assert all(colours[0][name] == colours[1][name] for name in ("dma/mine", "swa/other"))
+
+
+def test_lines_that_end_together_share_a_label_and_stacked_ones_do_not_overlap(row):
+    rows = [row("dense/sdpa-flash", length) for length in (8192, 16384, 32768)]
+    for name, window, ms in (("masked", 1024, 9.0), ("masked", 2048, 9.1), ("math", 1024, 12.0)):
+        rows.append(row(f"dma/{name}", 8192, ms, window=window))
+        rows.append(row(f"dma/{name}", 16384, None, window=window, status="OUT_OF_MEMORY", reason="x"))
+    figure = charts.draw(rows, ABOUT)["latency-fwd-h16g8d128-iid"]
+    ends = [text for text in figure.axes[0].texts if "out of memory" in text.get_text()]
+    assert sorted(text.get_text().split("\n")[0] for text in ends) == ["dma/masked, w 1k, 2k", "dma/math"]
+    boxes = [text.get_window_extent() for text in ends]
+    assert not boxes[0].overlaps(boxes[1])
+
+
+def test_a_long_name_is_cut_to_fit_beside_the_axes():
+    label = Label(1.0, 1.0, "#000000", "dma/" + "x" * 60, "w 1k", "")
+    assert len(label.text) == 28 and label.text.endswith("…, w 1k")
+
+
+def test_every_colour_of_a_chart_has_one_for_dark_pages(sweep, tmp_path):
+    sweep = [*sweep, *({**one, "backend": f"b{n}"} for n, one in enumerate(sweep) if one["function"] == "dma")]
+    for figure in charts.draw(sweep, ABOUT).values():
+        svg = charts.save(figure, tmp_path / "a")[1].read_text()
+        used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+        assert used and used <= set(DARK), used - set(DARK)
+        assert "prefers-color-scheme: dark" in with_dark_colours(svg)
+    assert {colour.lower() for colour in (*COLOURS, *GREYS)} <= set(DARK)

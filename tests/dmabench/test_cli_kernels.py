@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from dmabench.errors import Refusal
 
 TINY = ["--window", "16", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--device", "cpu"]
 FAST = [*TINY, "--cap", "0.05", "--backend", "reference,sdpa-math"]
+HALF = '{"schema": 1, "cel'
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
     """Two test workers with two threads each wait for one another: a call of 0.1 ms takes 40."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 def call(*words):
@@ -35,7 +39,7 @@ def process(*words, **options):
 def stored(root):
     """The rows of the only run under root, and its manifest."""
     (path,) = root.iterdir()
-    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines() if line != HALF]
     return rows, json.loads((path / "manifest.json").read_text())
 
 
@@ -116,14 +120,51 @@ def test_help_has_three_examples_on_lines_of_their_own():
         assert ran.exit_code == 0, example
 
 
-def test_rows_are_stored_shown_and_drawn(tmp_path):
-    result = call(*FAST, "--seqlen", "64", "--results", tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A results folder with one finished run, the words that made it, and what was printed then."""
+    root = tmp_path_factory.mktemp("results")
+    words = [*FAST, "--seqlen", "64", "--results", root]
+    return root, words, call(*words)
+
+
+def test_rows_are_stored_shown_and_drawn(finished):
+    root, _, result = finished
     assert result.exit_code == 0, result.output
     assert "dma/reference" in result.stdout and "dense/sdpa-math" in result.stdout and "Traceback" not in result.stderr
-    rows, manifest = stored(tmp_path)
+    rows, manifest = stored(root)
     assert [row["status"] for row in rows] == ["PASSED"] * 2 and manifest["status"] == "finished"
     assert all(row["speedup"] is not None for row in rows)
-    assert len(list(tmp_path.glob("*/*.png"))) == 2 and "rows, samples and charts" in result.stderr
+    assert len(list(root.glob("*/*.png"))) == 2 and "rows, samples and charts" in result.stderr
+
+
+def test_a_whole_run_resumed_measures_nothing_and_prints_its_rows(finished):
+    root, words, _ = finished
+    before = stored(root)[0]
+    result = call(*words, "--resume", "latest", "--json")
+    assert result.exit_code == 0 and stored(root)[0] == before
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["total_ms"] for row in told] == [row["total_ms"] for row in before]
+
+
+def test_a_newer_run_is_not_resumed(finished, tmp_path):
+    root, words, _ = finished
+    shutil.copytree(root, tmp_path / "copy")
+    (file,) = (tmp_path / "copy").glob("*/manifest.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": 99}))
+    result = call(*[tmp_path / "copy" if word is root else word for word in words], "--resume", "latest")
+    assert isinstance(result.exception, Refusal) and "update dmabench" in str(result.exception)
+
+
+def test_a_reader_that_hangs_up_changes_nothing(finished):
+    root, words, _ = finished
+    for chart in root.glob("*/*.png"):
+        chart.unlink()
+    running = process(*words, "--resume", "latest", "--json", env={**os.environ, "NO_COLOR": "1"})
+    running.stdout.close()
+    told = running.stderr.read()
+    assert running.wait(timeout=60) == 0 and "Traceback" not in told and "Broken" not in told, told
+    assert "\x1b" not in told and len(list(root.glob("*/*.png"))) == 2
 
 
 def test_json_alone_goes_to_stdout_and_nothing_that_ran_is_3(tmp_path):
@@ -134,39 +175,46 @@ def test_json_alone_goes_to_stdout_and_nothing_that_ran_is_3(tmp_path):
     assert result.exit_code == 3 and "Nothing could be measured" in result.stderr
 
 
-def test_ctrl_c_keeps_the_rows_and_resume_measures_only_the_rest(tmp_path):
-    words = ["--results", tmp_path, "--seqlen", "64,96,128", *FAST]
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that got a Ctrl-C after its first row: its folder, the words, the exit code, stderr, and what it kept."""
+    root = tmp_path_factory.mktemp("interrupted")
+    lengths = ["--seqlen", "64,96,128,160,192,224"]
+    words = [*TINY, "--backend", "sdpa-math", *lengths, "--cap", "0.3", "--results", root]
     # A shell that starts us in the background would have made us ignore SIGINT.
     running = process(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     deadline = time.monotonic() + 60
-    while not any(file.stat().st_size for file in tmp_path.glob("*/rows.jsonl")) and time.monotonic() < deadline:
+    while not any(file.stat().st_size for file in root.glob("*/rows.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=30)
-    kept, manifest = stored(tmp_path)
-    assert running.returncode == 130 and "Traceback" not in told, told
-    assert 0 < len(kept) < 6 and manifest["status"] == "interrupted"
-    assert f"{len(kept)} cells are stored, {6 - len(kept)} are left" in told and f"--resume {manifest['run']}" in told
+    return root, words, running.returncode, told, *stored(root)
 
+
+def test_ctrl_c_keeps_the_rows_and_says_how_to_go_on(interrupted):
+    _, _, code, told, kept, manifest = interrupted
+    assert code == 130 and "Traceback" not in told, told
+    assert 0 < len(kept) < 6 and manifest["status"] == "interrupted"
+    assert f"{len(kept)} of 6 cells are stored" in told and f"--resume {manifest['run']}" in told
+
+
+def test_resume_measures_only_the_rest_even_after_half_a_line(interrupted):
+    root, words, _, _, kept, _ = interrupted
+    (file,) = root.glob("*/rows.jsonl")
+    file.write_text(file.read_text() + HALF)  # what a crash in the middle of writing leaves
     again = call(*words, "--resume", "latest", "--json")
     assert again.exit_code == 0, again.output
-    rows, manifest = stored(tmp_path)
+    rows, manifest = stored(root)
     assert rows[: len(kept)] == kept and manifest["status"] == "finished"
     asked = [json.loads(line)["cell"] for line in call(*words, "--dry-run", "--json").stdout.splitlines()]
     assert sorted(row["cell"] for row in rows) == sorted(asked) and len(set(asked)) == 6
     assert [json.loads(line)["cell"] for line in again.stdout.splitlines()] == asked
 
+
+def test_resume_refuses_other_settings_and_names_them(interrupted):
+    _, words, *_ = interrupted
     other = call(*words, "--resume", "latest", "--seed", "1")
     assert isinstance(other.exception, Refusal) and "setting seed: 0 -> 1" in str(other.exception)
-
-
-def test_a_reader_that_hangs_up_changes_nothing(tmp_path):
-    words = [*TINY, "--seqlen", "64", "--backend", "dma/cuda", "--no-dense", "--json", "--results", tmp_path]
-    running = process(*words, env={**os.environ, "NO_COLOR": "1"})
-    running.stdout.close()
-    told = running.stderr.read()
-    assert running.wait(timeout=60) == 3 and "Traceback" not in told and "Broken" not in told, told
-    assert "\x1b" not in told and len(stored(tmp_path)[0]) == 1
 
 
 def test_a_refusal_is_one_line_on_stderr_and_2():

@@ -122,3 +122,16 @@ def test_summary_says_slower_and_same(row):
     assert "dma/flex is slower, 0.500 times as fast as dense/sdpa-flash" in slower
     assert "swa/flex is as fast as dense/sdpa-flash" in same
     assert summary([]) == ["Nothing was measured."]
+
+
+def test_rows_are_sorted_failures_marked_and_unmeasured_claims_folded(tmp_path, environment, row, monkeypatch):
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    run = runs.Run.start(tmp_path, "kernels", ["kernels"], {}, environment)
+    run.append(row("dma/flex", 16384, None, status="INCORRECT", reason="dq off"), None)
+    for one in (row("dma/flex", 16384, window=2048), row("dma/flex", 8192), row("dense/sdpa-flash", 8192)):
+        run.append(one, None)
+    text, parsed = page([run.path], tmp_path)
+    body = text[text.index("<tbody>") :]
+    places = [body.index(words) for words in (">dense/sdpa-flash<", ">8192<", ">16384<", ">INCORRECT[1]<", ">2048<")]
+    assert places == sorted(places) and '<tr class="first bad">' in body
+    assert "claims not measured yet (NO_ROWS)" in parsed.text and "details" in parsed.tags

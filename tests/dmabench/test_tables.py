@@ -128,3 +128,20 @@ def test_overlapping_intervals_are_marked(row):
 def test_padded_heads_are_marked(row):
     text = drawn(add_speedups([row("dense/sdpa-flash"), row("nsa/triton", padded_heads=True)]))
     assert "nsa/triton†" in text and "no headline ratio" in text
+
+
+def test_a_backend_that_can_run_nowhere_is_one_line(row):
+    lengths = (1024, 2048, 4096)
+    rows = [row("dense/sdpa-flash", length) for length in lengths]
+    rows += [row("dma/cuda", length, None, status="UNSUPPORTED", reason="not built yet") for length in lengths]
+    rows += [row("dma/triton", length, None, status="UNSUPPORTED", reason=f"no T {length}") for length in lengths]
+    lines = drawn(rows).splitlines()
+    (line,) = [line for line in lines if "dma/cuda" in line]
+    assert "all" in line.split() and "UNSUPPORTED[" in line
+    assert sum("dma/triton" in line for line in lines) == 3  # each for a reason of its own
+    assert len(kernels_frame(rows)) == 9
+
+
+def test_a_caption_is_broken_between_its_parts(row):
+    lines = drawn([row("dma/flex", device="A device with quite a long name, of which there are several here")])
+    assert all(part in lines for part in ("G 8", "H 16", "D 128", "level kernel"))

@@ -1,0 +1,90 @@
+"""What the words of `dmabench kernels` mean: the device, the blocks of settings, the cells. What is wrong with them is
+said here, before anything is made or measured."""
+
+from difflib import get_close_matches
+
+from dmabench.cells import Cell, make_cells
+from dmabench.errors import Refusal
+from dmabench.presets import CPU, CUDA, PRESETS
+from dmabench.sweeps import parse_sweep
+
+SWEEPS = ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim")
+
+
+def check_words(given: dict[str, str | None], preset: str | None) -> None:
+    """Refuse what can be refused before torch is imported, which takes seconds."""
+    for name in SWEEPS:
+        if (text := given[name]) is not None:
+            parse_sweep(text, f"--{name.replace('_', '-')}")
+    if preset is not None and preset not in PRESETS:
+        near = get_close_matches(preset, PRESETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(PRESETS)}{hint}")
+
+
+def choose_device(wanted: str) -> str:
+    """What --device means here: "cpu", "cuda" or "cuda:1"."""
+    import torch
+
+    if wanted not in ("auto", "cpu", "cuda") and not wanted.startswith("cuda:"):
+        raise Refusal(f"--device {wanted!r} is unknown; write cpu, cuda, cuda:1 or auto")
+    count = torch.cuda.device_count()  # makes no CUDA context
+    if wanted == "auto":
+        return "cuda" if count else "cpu"
+    index = wanted.removeprefix("cuda").removeprefix(":") or "0"
+    if wanted != "cpu" and not (index.isdigit() and int(index) < count):
+        raise Refusal(f"--device {wanted}: torch sees {count} CUDA devices; see dmabench doctor, or use --device cpu")
+    return wanted
+
+
+def settings_blocks(given: dict[str, str | None], preset: str | None, device: str) -> list[dict[str, str]]:
+    """Device defaults, overridden by the preset, overridden by flags."""
+    defaults = CUDA if device.startswith("cuda") else CPU
+    flags = {name: value for name, value in given.items() if value is not None}
+    return [{**defaults, **block, **flags} for block in (PRESETS[preset]["blocks"] if preset else [{}])]
+
+
+def label_delta_files(blocks: list[dict[str, str]]) -> dict[str, str]:
+    """Replace `file:PATH` by a label of name and content, so that no path reaches a row; label -> path."""
+    import hashlib
+    from pathlib import Path
+
+    labels: dict[str, str] = {}
+    for block in blocks:
+        words = block["delta"].split(",")
+        for n, word in enumerate(words):
+            if not word.strip().startswith("file:"):
+                continue
+            path = Path(word.strip().removeprefix("file:"))
+            try:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+            except OSError as error:
+                raise Refusal(f"--delta {word}: cannot read the file ({error.strerror}); give a .npy file") from error
+            words[n] = f"file:{path.name}@{digest}"
+            labels[words[n]] = str(path)
+        block["delta"] = ",".join(words)
+    return labels
+
+
+def check_delta_files(cells: list[Cell], files: dict[str, str]) -> None:
+    """Refuse a file that does not fit now, not after an hour of other cells."""
+    if not files:
+        return
+    from dmabench.inputs import delta_from_file
+
+    for cell in cells:
+        if cell.delta in files:
+            path = files[cell.delta]
+            try:
+                delta_from_file(path, cell.shape.batch, cell.shape.kv_heads, cell.shape.seqlen)
+            except (TypeError, ValueError) as error:
+                raise Refusal(f"--delta file:{path}: holds no real numbers ({error}); save floats") from error
+
+
+def expand(blocks: list[dict[str, str]], device: str, seed: int, dense: bool) -> list[Cell]:
+    """The cells of all blocks, each once."""
+    from dmabench.kernels import backends
+
+    known = [backend.id for backend in backends()]
+    cells = [cell for block in blocks for cell in make_cells(block, known, device, seed, dense)]
+    return list({cell.id: cell for cell in cells}.values())
