@@ -87,7 +87,21 @@ def summary(rows: Iterable[Row]) -> list[str]:
         if key not in best or rank > (best[key]["seqlen"], best[key]["speedup"]):
             best[key] = row
     differing = [field for field in SHARED if len({row[field] for row in rows if row.get(field) is not None}) > 1]
-    return sentences + [_sentence(row, differing) for row in best.values()]
+    return sentences + [_sentence(row, differing) for row in best.values()] + _losses(rows)
+
+
+def _losses(rows: list[Row]) -> list[str]:
+    """The longest length flatters a sparse attention, so the cells that lose to dense attention are counted too."""
+    timed = [row for row in rows if row.get("speedup") is not None and row.get("function") != "dense"]
+    lost = [row for row in timed if row["speedup"] < 1 and not same_as_baseline(row)]
+    if not lost:
+        return []
+    worst = min(lost, key=lambda row: row["speedup"])
+    where = f"{PASSES.get(str(worst.get('pass')), str(worst.get('pass')))}, T {worst.get('seqlen')}"
+    return [
+        f"Slower than the fastest dense backend: {len(lost)} of {len(timed)} timed cells, most of all "
+        f"{backend_id(worst)} ({where}: {significant(worst['speedup'])} times as fast)."
+    ]
 
 
 def _sentence(row: Row, differing: list[str]) -> str:

@@ -118,7 +118,7 @@ def test_an_unwritable_page_is_refused(tmp_path):
 
 def test_summary_says_slower_and_same(row):
     rows = [row("dense/sdpa-flash", total_ms=1.0), row("dma/flex", total_ms=2.0), row("swa/flex", total_ms=1.0)]
-    _, slower, same = summary(rows)
+    _, slower, same, _ = summary(rows)
     assert "dma/flex is slower, 0.500 times as fast as dense/sdpa-flash" in slower
     assert "swa/flex is as fast as dense/sdpa-flash" in same
     assert summary([]) == ["Nothing was measured."]
@@ -135,3 +135,10 @@ def test_rows_are_sorted_failures_marked_and_unmeasured_claims_folded(tmp_path, 
     places = [body.index(words) for words in (">dense/sdpa-flash<", ">8192<", ">16384<", ">INCORRECT[1]<", ">2048<")]
     assert places == sorted(places) and '<tr class="first bad">' in body
     assert "claims not measured yet (NO_ROWS)" in parsed.text and "details" in parsed.tags
+
+
+def test_the_summary_counts_the_losses(row):
+    rows = [row("dense/sdpa-flash", total_ms=1.0), row("dma/flex", total_ms=4.0), row("swa/flex", total_ms=0.5)]
+    (sentence,) = [s for s in summary(rows) if s.startswith("Slower")]
+    assert "1 of 2 timed cells" in sentence and "dma/flex" in sentence and "0.25" in sentence
+    assert not any(s.startswith("Slower") for s in summary(rows[::2]))
