@@ -89,3 +89,18 @@ def stored(tmp_path, monkeypatch, environment, sweep):
         run.append(one, {"gpu_ms": [1.0, 2.0]})
     run.finish()
     return root, run.path
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A call that installs backends from another distribution: its source, which defines BACKENDS; see entry_points."""
+
+    def install(source: str) -> None:
+        (tmp_path / "outside_backends.py").write_text(source)
+        metadata = tmp_path / "outside-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[dmabench.backends]\noutside = outside_backends:BACKENDS\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+    return install

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dmabench.gate
 from dmabench.cells import Shape
 from dmabench.gate import Gate, Verdict
 from dmabench.inputs import Inputs
@@ -266,8 +267,10 @@ def test_dense_backends_pass_and_a_wrong_mask_does_not(gates, backend_id):
     assert gate.check(lambda q, k, v, d, p: attend(q, k, v, scale=scale), "swa", WINDOW, None, None).wrong
 
 
-def test_long_sequences_are_checked_on_sampled_rows():
-    inputs = Inputs(replace(_shape("bwd", seqlen=8200), batch=1, heads=1, kv_heads=1, head_dim=16))
+def test_long_sequences_are_checked_on_sampled_rows(monkeypatch):
+    monkeypatch.setattr(dmabench.gate, "ALL_ROWS", 1000)
+    monkeypatch.setattr(dmabench.gate, "SAMPLED", 256)
+    inputs = Inputs(replace(_shape("bwd", seqlen=1500), batch=1, heads=1, kv_heads=1, head_dim=16))
     gate = Gate(inputs, backward=True)
     plan = inputs.plan("iid", WINDOW)
     assert not gate.check(right, "dma", WINDOW, "iid", plan).wrong

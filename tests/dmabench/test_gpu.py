@@ -61,18 +61,11 @@ def test_device_time_and_memory_are_measured():
     assert 5 < row["roof_percent"] < 100 and row["roof_tflops"] > 50 and row["roof_gbs"] > 500
 
 
-def test_a_broken_cuda_context_costs_one_cell(tmp_path, monkeypatch):
-    from dmabench.cells import Cell
-
-    (tmp_path / "outside_backends.py").write_text(OUTSIDE)
-    metadata = tmp_path / "outside-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[dmabench.backends]\noutside = outside_backends:BACKENDS\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+def test_a_broken_cuda_context_costs_one_cell(outside):
+    outside(OUTSIDE)
     known = ["dma/out-of-bounds", "dma/reference", "dense/sdpa-flash"]
     settings = {**CUDA, "level": "kernel", "seqlen": "256", "window": "64", "backend": "*"}
-    cells: list[Cell] = make_cells(settings, known, "cuda", 0, dense=False)
+    cells = make_cells(settings, known, "cuda", 0, dense=False)
     with Worker(300) as worker:
         messages = list(worker.measure(cells, {"cap_s": 0.05}, lambda *_: None))
     found = {m["row"]["backend"]: m["row"]["status"] for m in messages}

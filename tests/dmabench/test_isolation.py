@@ -54,15 +54,9 @@ BACKENDS = [
 """
 
 
-@pytest.fixture
-def outside(tmp_path, monkeypatch):
-    """Backends from another distribution, found through its entry point: a module and metadata on PYTHONPATH."""
-    (tmp_path / "outside_backends.py").write_text(OUTSIDE)
-    metadata = tmp_path / "outside-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[dmabench.backends]\noutside = outside_backends:BACKENDS\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+@pytest.fixture(autouse=True)
+def failing_backends(outside):
+    outside(OUTSIDE)
 
 
 def cell(name: str) -> Cell:
@@ -78,7 +72,7 @@ def measure(*names: str, timeout_s: float = 60) -> dict[str, dict]:
     return rows
 
 
-def test_each_way_to_fail_costs_one_cell(outside):
+def test_each_way_to_fail_costs_one_cell():
     rows = measure(
         "dma/reference",
         "dma/dies",
@@ -106,25 +100,25 @@ def test_each_way_to_fail_costs_one_cell(outside):
     assert all(row["reason"] for row in rows.values() if row["status"] != "PASSED")
 
 
-def test_a_hanging_backend_is_a_timeout(outside):
+def test_a_hanging_backend_is_a_timeout():
     rows = measure("dma/hangs", "dense/sdpa-math", timeout_s=12)
     assert rows["dma/hangs"]["status"] == "TIMEOUT"
     assert rows["dense/sdpa-math"]["status"] == "PASSED"
 
 
-def test_a_death_while_timing_is_laid_at_the_right_door(outside):
+def test_a_death_while_timing_is_laid_at_the_right_door():
     rows = measure("dense/sdpa-math", "dma/dies-later")
     assert rows["dma/dies-later"]["status"] == "RUNTIME_ERROR"
     assert rows["dense/sdpa-math"]["status"] == "PASSED"
 
 
-def test_what_goes_wrong_after_the_check_is_incorrect(outside):
+def test_what_goes_wrong_after_the_check_is_incorrect():
     row = measure("dma/goes-bad")["dma/goes-bad"]
     assert (row["status"], row["total_ms"]) == ("INCORRECT", None)
     assert "after timing" in row["reason"]
 
 
-def test_every_row_has_every_field(outside):
+def test_every_row_has_every_field():
     rows = measure("dma/reference", "dma/raises", "dense/sdpa-flash")
     for row in rows.values():
         assert set(FIELDS) <= row.keys()
