@@ -194,3 +194,14 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:  # "[N/A]" and its relatives
         return None
+
+
+def available_memory() -> int | None:
+    """Bytes of main memory that a program can still take, droppable caches included; None where it is not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -17,6 +17,7 @@ import torch
 
 from dmabench.cells import Cell
 from dmabench.clock import make_clock, measured_roofs
+from dmabench.environment import available_memory
 from dmabench.errors import Refusal
 from dmabench.gate import Gate, Verdict
 from dmabench.inputs import Inputs
@@ -190,10 +191,8 @@ def _free_bytes(device: str) -> int:
     if device == "cuda":
         _free()
         return torch.cuda.mem_get_info()[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on this system: let the call try
-        return 1 << 62
+    known = available_memory()
+    return 1 << 62 if known is None else known  # where it is not known, let the call try
 
 
 def _free() -> None:

@@ -82,6 +82,15 @@ class Backend:
         """Why it cannot run on `device` ("cpu" or "cuda"), or None."""
         return self.missing(device)
 
+    def passes_on(self, device: str) -> tuple[str, ...]:
+        """The passes it does not refuse there on a plain problem (fp32 on a CPU, bf16 on CUDA)."""
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        return tuple(
+            name
+            for name in self.passes
+            if not self.refusal(Problem(device, dtype, 1, 2, 1, 256, 256, 64, 64, backward=name != "fwd"))
+        )
+
     def refusal(self, problem: Problem) -> str | None:
         """Why it cannot do `problem`, or None: the one question to ask before a call."""
         if problem.backward and "bwd" not in self.passes:

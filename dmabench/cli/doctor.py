@@ -116,8 +116,9 @@ def _software() -> list[Check]:
 
 def _machine(results: str | None) -> list[Check]:
     checks = []
-    memory = _free_memory_gib()
-    if memory is not None:
+    available = environment.available_memory()
+    if available is not None:
+        memory = available / 2**30
         fix = f"free some: under {MIN_MEMORY_GIB} GiB the dense rows at T = 8192 may run out"
         checks.append(Check("free memory", memory >= MIN_MEMORY_GIB, False, f"{memory:.1f} GiB", fix))
     try:
@@ -170,13 +171,3 @@ def _probe(code: str) -> tuple[list[Any] | None, str]:
 def _at_least(found: list[Any] | None, wanted: tuple[int, int]) -> bool:
     numbers = re.findall(r"\d+", str(found[0]))[:2] if found else []
     return tuple(int(number) for number in numbers) >= wanted
-
-
-def _free_memory_gib() -> float | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 2**20
-    except (OSError, ValueError, IndexError):
-        pass
-    return None

@@ -76,12 +76,13 @@ def backends(device: str | None = None) -> list[dict[str, Any]]:
     registry = importlib.import_module("dmabench.kernels.registry")
     if device is None:
         device = "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
+    kind = device.partition(":")[0]
     return [
         {
             "backend": backend.id,
-            "passes": list(backend.passes),
+            "passes": list(backend.passes_on(kind)),
             "device": device,
-            "unavailable": backend.unavailable(device),
+            "unavailable": backend.unavailable(kind),
         }
         for backend in registry.backends()
     ]

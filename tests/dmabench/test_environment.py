@@ -118,3 +118,12 @@ def test_the_name_of_a_torch_device(device, visible, name):
     gpus = [{"name": "A", "uuid": "GPU-aaaa"}, {"name": "B", "uuid": "GPU-bbbb"}]
     machine = {"gpus": gpus, "visible_gpus": visible, "cpu": {"model": "Some CPU"}}
     assert environment.device_name(machine, device) == name
+
+
+def test_available_memory_is_bytes_of_this_machine_or_unknown(monkeypatch):
+    found = environment.available_memory()
+    assert found is None or 2**26 < found < 2**50
+    monkeypatch.setattr(environment.Path, "read_text", lambda *_: "MemTotal: 5 kB\nMemAvailable:       3 kB\n")
+    assert environment.available_memory() == 3072
+    monkeypatch.setattr(environment.Path, "read_text", lambda *_: "nothing of the kind\n")
+    assert environment.available_memory() is None

@@ -143,3 +143,11 @@ def test_a_backend_without_lse_says_so_when_asked(outside, inputs):
     outside(mine=Backend("dma", "mine", _double))
     with pytest.raises(Unsupported, match="dma/mine does not return lse on cpu; dma/reference does"):
         dynamic_mask_attention(*inputs(), 4, backend="mine", return_lse=True)
+
+
+def test_passes_on_a_device_are_those_it_does_not_refuse():
+    assert registry.get("dma/reference").passes_on("cpu") == ("fwd", "bwd", "fwd+bwd")
+    assert registry.get("dma/flex").passes_on("cpu") == ("fwd",)
+    assert registry.get("dma/flex").passes_on("cuda") == ("fwd", "bwd", "fwd+bwd")
+    assert registry.get("dma/sdpa-masked").passes_on("cuda") == ("fwd",)
+    assert registry.get("dma/triton").passes_on("cuda") == ()
