@@ -55,7 +55,7 @@ class Subject:
         self._state: Any = None
 
     def ready(self) -> None:
-        """Do what the region builds on but does not contain: nothing, a plan for the parts, or the forward."""
+        """Do what the region builds on but does not contain: the forward of a backward, else nothing."""
         if self.pass_ == "bwd":
             self._state = self._forward(self._leaves())
 

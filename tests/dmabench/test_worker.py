@@ -1,0 +1,18 @@
+"""What the worker finds out about a cell before it is timed."""
+
+import pytest
+
+from dmabench import worker
+from dmabench.cells import Cell, Shape
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd+bwd"])
+def test_nothing_of_an_earlier_call_is_held_when_memory_is_measured(monkeypatch, pass_):
+    """Peak memory is counted from what is allocated at the start: a forward held until then would be left out."""
+    held = []
+    monkeypatch.setattr(worker, "_peak_mib", lambda subject, inputs: held.append(subject._state))
+    shape = Shape(pass_, "kernel", 64, 1, 2, 1, 16, "fp32", 0, "cpu")
+    rows = []
+    worker.measure([Cell("dma", "reference", shape, 16, "iid")], {"cap_s": 0.01}, rows.append)
+    assert [m["row"]["status"] for m in rows if m["event"] == "row"] == ["PASSED"]
+    assert held == [None]
