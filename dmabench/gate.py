@@ -38,6 +38,8 @@ class Verdict:
 class Expected:
     """The right answers for one function, window and delta, and what they cost in the row's dtype."""
 
+    delta: Tensor | None
+    """What the attention is called with; None for functions that take none."""
     mask: Lifetimes
     rows: Tensor
     dout: Tensor
@@ -59,18 +61,15 @@ class Gate:
         window: int | None,
         delta_name: str | None,
         plan: Plan | None,
-        differentiable: bool = True,
     ) -> Verdict:
         """Both halves for one attention: (q, k, v, delta, plan) -> out.
 
         Args:
             function: "dma", "dense" or "swa"; decides the mask that is right.
             plan: the plan the attention is called with.
-            differentiable: False skips the gradients even where the shape's pass has them.
         """
         expected = self._expect(function, window, delta_name)
-        backward = self.backward and differentiable
-        verdict = self._numeric(attention, function, window, delta_name, plan, expected, backward)
+        verdict = self._numeric(attention, plan, expected)
         if verdict.wrong:
             return verdict
         inputs = self.inputs
@@ -82,7 +81,7 @@ class Gate:
             plan,
             expected.mask,
             inputs.scale,
-            backward,
+            self.backward,
             inputs.shape.seed,
         )
         return Verdict(verdict.error, verdict.budget, wrong)
@@ -94,11 +93,9 @@ class Gate:
         window: int | None,
         delta_name: str | None,
         plan: Plan | None,
-        differentiable: bool = True,
     ) -> Verdict:
         """The numeric half again, after timing: a kernel that has begun to return something else fails too."""
-        expected = self._expect(function, window, delta_name)
-        return self._numeric(attention, function, window, delta_name, plan, expected, self.backward and differentiable)
+        return self._numeric(attention, plan, self._expect(function, window, delta_name))
 
     def _expect(self, function: str, window: int | None, delta_name: str | None) -> Expected:
         key = (function, window, delta_name)
@@ -122,7 +119,7 @@ class Gate:
         # The largest error over all rows comes from a few early ones, where dp - delta cancels, and is luck:
         # in bf16 at T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
         budgets = {name: 2 * _error(low[name], exact[name]) + 8 * eps for name in exact}
-        return Expected(mask, rows, dout, exact, budgets)
+        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, budgets)
 
     def _mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
         """delta [B, G, T] (zeros where the function has none) and the lifetimes by definition."""
@@ -160,22 +157,12 @@ class Gate:
                 found[name] = grad if name == "ddelta" else _stored(grad, inputs.dtype, rounding)
         return found
 
-    def _numeric(
-        self,
-        attention: Attention,
-        function: str,
-        window: int | None,
-        delta_name: str | None,
-        plan: Plan | None,
-        expected: Expected,
-        backward: bool,
-    ) -> Verdict:
-        inputs, rows = self.inputs, expected.rows
-        delta = self._mask_delta(function, window, delta_name)
+    def _numeric(self, attention: Attention, plan: Plan | None, expected: Expected) -> Verdict:
+        inputs, rows, delta = self.inputs, expected.rows, expected.delta
         leaves = [inputs.q, inputs.k, inputs.v] + ([delta] if delta is not None else [])
         _poison(leaves)
         found: dict[str, Tensor] = {}
-        if backward:
+        if self.backward:
             leaves = [x.detach().requires_grad_() for x in leaves]
             q, k, v = leaves[:3]
             out = attention(q, k, v, leaves[3] if delta is not None else None, plan)
@@ -201,12 +188,6 @@ class Gate:
         error, budget = errors[worst], expected.budgets[worst]
         wrong = None if error <= budget else f"{worst} is off by {error:.2e}, budget {budget:.2e}"
         return Verdict(error, budget, wrong)
-
-    def _mask_delta(self, function: str, window: int | None, delta_name: str | None) -> Tensor | None:
-        if function != "dma":
-            return None
-        assert window is not None and delta_name is not None
-        return self.inputs.delta(delta_name, window)
 
 
 def _stored(x: Tensor, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:

@@ -19,9 +19,6 @@ from dmabench.cells import Cell
 from dmabench.errors import Refusal
 from dmabench.rows import failure
 
-RESTART = 17
-"""The worker's own wish for a fresh process; it has reported its cell by then."""
-
 Message = dict[str, Any]
 
 

@@ -4,6 +4,7 @@ Each SDPA backend is a row of its own, because torch's default choice is not the
 queries are as many as the keys: SDPA's causal mask is aligned to the first key.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -12,9 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dmabench.kernels import flex, sliding_window
-from dmabench.kernels.registry import Backend, Problem, Unsupported
-
-_HALF = (torch.float16, torch.bfloat16)
+from dmabench.kernels.registry import Backend, Problem, Unsupported, needs_cuda, needs_half
 
 
 def _sdpa(backend: SDPBackend):
@@ -41,19 +40,12 @@ def _refuses_offset(problem: Problem) -> str | None:
 
 
 def _refuses_flash(problem: Problem) -> str | None:
-    if problem.device == "cuda" and problem.dtype not in _HALF:
-        return f"FlashAttention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
-    return _refuses_offset(problem)
+    on_cuda = problem.device == "cuda"  # the CPU's has every dtype
+    return (needs_half(problem, "FlashAttention") if on_cuda else None) or _refuses_offset(problem)
 
 
 def _refuses_cudnn(problem: Problem) -> str | None:
-    if problem.dtype not in _HALF:
-        return f"cuDNN attention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
-    return _refuses_offset(problem)
-
-
-def _needs_cuda(what: str):
-    return lambda device: None if device == "cuda" else f"{what} needs a CUDA device"
+    return needs_half(problem, "cuDNN attention") or _refuses_offset(problem)
 
 
 def _math_workspace(problem: Problem) -> int:
@@ -66,24 +58,19 @@ def _flex_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return sliding_window.flex_attend(q, k, v, window=k.shape[2], scale=scale)
 
 
-def _fa3_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    from flash_attn_interface import flash_attn_func
+def _flash_package(module: str):
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        call = import_module(module).flash_attn_func
+        out = call(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
 
-    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
-    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-
-def _fa4_attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    from flash_attn.cute import flash_attn_func
-
-    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
-    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+    return attend
 
 
 def _needs_package(module: str, what: str):
     def missing(device: str) -> str | None:
         if device != "cuda":
-            return f"{what} needs a CUDA device"
+            return needs_cuda(what)(device)
         try:
             found = find_spec(module) is not None
         except ModuleNotFoundError:
@@ -99,7 +86,7 @@ BACKENDS = [
         "dense",
         "sdpa-cudnn",
         _sdpa(SDPBackend.CUDNN_ATTENTION),
-        missing=_needs_cuda("cuDNN attention"),
+        missing=needs_cuda("cuDNN attention"),
         refuses=_refuses_cudnn,
     ),
     Backend("dense", "sdpa-math", _sdpa(SDPBackend.MATH), refuses=_refuses_offset, workspace=_math_workspace),
@@ -107,14 +94,14 @@ BACKENDS = [
     Backend(
         "dense",
         "fa3",
-        _fa3_attend,
+        _flash_package("flash_attn_interface"),
         missing=_needs_package("flash_attn_interface", "FlashAttention-3"),
         refuses=_refuses_flash,
     ),
     Backend(
         "dense",
         "fa4",
-        _fa4_attend,
+        _flash_package("flash_attn.cute"),
         missing=_needs_package("flash_attn.cute", "FlashAttention-4"),
         refuses=_refuses_flash,
     ),

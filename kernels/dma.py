@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmabench.kernels import registry
 from dmabench.kernels.plan import Plan, make_plan
-from dmabench.kernels.registry import Problem, Unsupported
+from dmabench.kernels.registry import Problem, Unsupported, wants_gradient
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -64,7 +64,7 @@ def dynamic_mask_attention(
         )
     if check_finite:
         plan.require_finite()
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, delta))
+    backward = wants_gradient(q, k, v, delta)
     problem = Problem(
         device=q.device.type,
         dtype=q.dtype,

@@ -10,7 +10,7 @@ from torch import Tensor
 from dmabench.kernels import flex
 from dmabench.kernels.block_masks import TileLists, tile_lists
 from dmabench.kernels.plan import Plan
-from dmabench.kernels.registry import Backend, Problem
+from dmabench.kernels.registry import Backend, Problem, wants_gradient
 
 
 def _slots(plan: Plan) -> int:
@@ -53,7 +53,7 @@ def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor | None]:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, delta))
+    backward = wants_gradient(q, k, v, delta)
     order, birth, evict = _keys(plan)
     bias = _TakeKeys.apply(delta, order).masked_fill(evict <= birth, 0.0)  # a dead key's delta may be NaN
     k, v = _TakeKeys.apply(k, order), _TakeKeys.apply(v, order)

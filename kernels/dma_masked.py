@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmabench.kernels.plan import Plan
-from dmabench.kernels.registry import Backend, Problem
+from dmabench.kernels.registry import HALF, Backend, Problem
 
 
 def _live(plan: Plan) -> Tensor:
@@ -61,7 +61,7 @@ def _workspace(problem: Problem) -> int:
 
 
 def _refuses(problem: Problem) -> str | None:
-    if problem.backward and problem.dtype in (torch.float16, torch.bfloat16):
+    if problem.backward and problem.dtype in HALF:
         # Seen on an H200, bf16, T = 8192: ddelta is off by 0.088, twice what the gate grants.
         return "SDPA rounds the gradient of its mask to half precision, too coarse for ddelta; use --dtype fp32"
     return None

@@ -88,7 +88,19 @@ class Plan:
 
     def tiles(self, block_q: int, block_k: int) -> Tiles:
         """Query-block ranges of the reordered keys in tiles of `block_k`; made once a size, all on the device."""
-        return self.derived(("tiles", block_q, block_k), lambda: _make_tiles(self, block_q, block_k))
+
+        def make() -> Tiles:
+            birth, evict = (x.gather(-1, self.order_BGT) for x in (self.birth_BGT, self.evict_BGT))
+            return make_tiles(
+                birth,
+                evict,
+                query_offset=self.query_offset,
+                query_len=self.query_len,
+                block_q=block_q,
+                block_k=block_k,
+            )
+
+        return self.derived(("tiles", block_q, block_k), make)
 
     def require_finite(self) -> None:
         """Read the flag from the device (one synchronisation); ValueError if a delta is NaN or infinite."""
@@ -147,26 +159,31 @@ def _spread_bits(x: Tensor) -> Tensor:
     return (x | (x << 1)) & 0x5555555555555555
 
 
-def _make_tiles(plan: Plan, block_q: int, block_k: int) -> Tiles:
-    padding = (0, -plan.key_len % block_k)
-    live = torch.nn.functional.pad(plan.live_BGT.gather(-1, plan.order_BGT), padding)
+def make_tiles(
+    birth_BGK: Tensor, evict_BGK: Tensor, *, query_offset: int, query_len: int, block_q: int, block_k: int
+) -> Tiles:
+    """Query-block ranges of keys in the order given, `block_k` at a time.
 
-    def by_tile(values_BGT: Tensor, for_dead: int) -> Tensor:
-        """Query rows of the reordered keys, cut into tiles, dead keys replaced."""
-        rows = torch.nn.functional.pad(values_BGT.gather(-1, plan.order_BGT) - plan.query_offset, padding)
+    Args:
+        birth_BGK, evict_BGK: int [B, G, K], positions as in a Plan; evict <= birth marks a dead key.
+        query_offset, query_len: the queries are at positions [query_offset, query_offset + query_len).
+    """
+    padding = (0, -birth_BGK.shape[-1] % block_k)
+    live = torch.nn.functional.pad(evict_BGK > birth_BGK, padding)
+
+    def by_tile(positions_BGK: Tensor, for_dead: int) -> Tensor:
+        """Query rows cut into tiles, dead keys replaced."""
+        rows = torch.nn.functional.pad(positions_BGK - query_offset, padding)
         return torch.where(live, rows, for_dead).unflatten(-1, (-1, block_k))
 
-    never = plan.query_len + block_q
-    first = by_tile(plan.birth_BGT, never).amin(-1) // block_q
-    last = (by_tile(plan.evict_BGT, 0).amax(-1) + block_q - 1) // block_q
-    full_first = (by_tile(plan.birth_BGT, never).amax(-1) + block_q - 1) // block_q
-    earliest_evict = by_tile(plan.evict_BGT, 0).amin(-1)
+    never = query_len + block_q
+    first = by_tile(birth_BGK, never).amin(-1) // block_q
+    last = (by_tile(evict_BGK, 0).amax(-1) + block_q - 1) // block_q
+    full_first = (by_tile(birth_BGK, never).amax(-1) + block_q - 1) // block_q
+    earliest_evict = by_tile(evict_BGK, 0).amin(-1)
     # The last query block may hang over the end: rows that do not exist are as good as live.
-    full_last = torch.where(earliest_evict >= plan.query_len, last, earliest_evict // block_q)
-    dead, no_full = last == 0, full_last <= full_first
-    first, full_first, full_last = (
-        torch.where(dead, 0, first),
-        torch.where(no_full, torch.where(dead, 0, first), full_first),
-        torch.where(no_full, torch.where(dead, 0, first), full_last),
-    )
+    full_last = torch.where(earliest_evict >= query_len, last, earliest_evict // block_q)
+    first = torch.where(last == 0, 0, first)  # a tile of dead keys alone
+    no_full = full_last <= full_first
+    full_first, full_last = torch.where(no_full, first, full_first), torch.where(no_full, first, full_last)
     return Tiles(block_q, block_k, first, last, full_first, full_last)

@@ -46,6 +46,26 @@ class Problem:
         return self.heads // self.kv_heads
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+def needs_half(problem: Problem, what: str) -> str | None:
+    """The refusal of a kernel that exists in half precision alone, or None."""
+    if problem.dtype in HALF:
+        return None
+    return f"{what} takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
+
+
+def needs_cuda(what: str) -> Callable[[str], str | None]:
+    """`missing` of a backend that runs on CUDA alone."""
+    return lambda device: None if device == "cuda" else f"{what} needs a CUDA device"
+
+
+def wants_gradient(*tensors: torch.Tensor) -> bool:
+    """Will this call be differentiated?"""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def _always(_: Any) -> None:
     return None
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dmabench.kernels import flex
 from dmabench.kernels.block_masks import TileLists, tile_lists
-from dmabench.kernels.plan import Tiles
-from dmabench.kernels.registry import Backend, Problem
+from dmabench.kernels.plan import make_tiles
+from dmabench.kernels.registry import Backend, Problem, needs_cuda, needs_half, wants_gradient
 
 
 @lru_cache(maxsize=16)
@@ -16,27 +16,14 @@ def window_lists(T: int, window: int, backward: bool, device: torch.device) -> t
     """Birth, eviction [1, 1, T] and tile lists of a sliding window; key j lives for the queries [j, j + window)."""
     birth = torch.arange(T, dtype=torch.int32, device=device)
     evict = (birth + min(window, T)).clamp(max=T)
-    block = flex.BLOCK
-    start = torch.arange(0, T, block, device=device)
-    stop = (start + block).clamp(max=T)
-    query_blocks = start.numel()
-    last_evict, first_evict = evict[stop - 1].long(), evict[start].long()
-    last = (last_evict + block - 1) // block
-    full_first = (stop - 1 + block - 1) // block
-    full_last = torch.where(first_evict >= T, last, first_evict // block)
-    full_last = torch.where(stop - start == block, full_last, 0)  # a tile that hangs over the end is never full
-    none = full_last <= full_first
-    first = start // block
-    full_first, full_last = torch.where(none, first, full_first), torch.where(none, first, full_last)
-    first, last, full_first, full_last = (x[None, None] for x in (first, last, full_first, full_last))
-    tiles = Tiles(block, block, first, last, full_first, full_last)
-    return birth[None, None], evict[None, None], tile_lists(tiles, query_blocks, backward)
+    birth, evict = birth[None, None], evict[None, None]
+    tiles = make_tiles(birth, evict, query_offset=0, query_len=T, block_q=flex.BLOCK, block_k=flex.BLOCK)
+    return birth, evict, tile_lists(tiles, -(-T // flex.BLOCK), backward)
 
 
 def flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
     """FlexAttention over the last `window` keys; a window of all keys is dense causal attention."""
-    backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    birth, evict, lists = window_lists(k.shape[2], window, backward, q.device)
+    birth, evict, lists = window_lists(k.shape[2], window, wants_gradient(q, k, v), q.device)
     return flex.attend(q, k, v, None, birth, evict, lists, 0, scale)[0]
 
 
@@ -63,11 +50,10 @@ def refuses_flex(problem: Problem) -> str | None:
 
 
 def _refuses_varlen(problem: Problem) -> str | None:
-    if problem.dtype not in (torch.float16, torch.bfloat16):
-        return f"FlashAttention takes fp16 and bf16, not {str(problem.dtype).removeprefix('torch.')}"
-    if problem.query_len != problem.key_len:
-        return "swa/varlen-flash needs as many queries as keys"
-    return None
+    other_length = problem.query_len != problem.key_len
+    return needs_half(problem, "FlashAttention") or (
+        "swa/varlen-flash needs as many queries as keys" if other_length else None
+    )
 
 
 BACKENDS = [
@@ -76,7 +62,7 @@ BACKENDS = [
         "swa",
         "varlen-flash",
         _varlen_attend,
-        missing=lambda device: None if device == "cuda" else "FlashAttention for packed sequences needs a CUDA device",
+        missing=needs_cuda("FlashAttention for packed sequences"),
         refuses=_refuses_varlen,
     ),
 ]

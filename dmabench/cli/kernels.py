@@ -127,7 +127,7 @@ def _measure(
     resume: str | None,
     cell_timeout: float,
 ) -> tuple[Any, bool]:
-    """Measure what a resumed run has not; (run, interrupted). Rows are on disk before the next cell starts."""
+    """Measure what a resumed run has not; (run, interrupted). Rows of a shape are on disk before the next shape."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
