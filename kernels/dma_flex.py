@@ -24,7 +24,7 @@ def _keys(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of the kept keys in Z-order [B, G, K] (int64), and their birth and eviction (int32)."""
 
     def make() -> tuple[Tensor, Tensor, Tensor]:
-        order = plan.order_BGT[..., : _slots(plan)].contiguous()
+        order = plan.order_BGT[..., : _slots(plan)].long()
         # The heads keep equally many slots, so some hold dead keys: those have evict <= birth, an empty life.
         return order, plan.birth_BGT.gather(-1, order), plan.evict_BGT.gather(-1, order)
 

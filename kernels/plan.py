@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmabench.kernels.key_lists import KeyLists, key_lists, list_width
+from dmabench.kernels.key_order import order_by_lifetime
 from dmabench.kernels.lifetimes import eviction_times
 
 
@@ -15,7 +17,7 @@ from dmabench.kernels.lifetimes import eviction_times
 class Tiles:
     """Which query blocks each tile of `block_k` reordered keys touches. Every range is [first, last) in query blocks.
 
-    A tile's range is the hull of its keys' lifetimes. In Z-order the hull is as small as their union: at T = 131072 the
+    A tile's range is the hull of its keys' lifetimes. In  the hull is as small as their union: at T = 131072 the
     two differ by less than 1% of tiles for every delta distribution of the benchmark (counted on the CPU, 2026-11-23).
     """
 
@@ -76,21 +78,31 @@ class Plan:
         """int64 [B, G]: how many keys some query attends to."""
         return self.live_BGT.sum(-1)
 
+    @property
+    def gathers(self) -> bool:
+        """Whether queries attend to so few of the keys that gathering them by list pays. If not, keys stay in the
+        order of their positions, where causal attention is dense anyway, and no list is made."""
+        return 2 * list_width(self.window, self.key_len) <= self.key_len
+
     @cached_property
     def order_BGT(self) -> Tensor:
-        """int64 [B, G, Tk]: key positions along a Z-order curve over (birth, evict), dead keys last.
+        """int32 [B, G, Tk]: key positions in the order in which `tiles` cuts them: keys with similar lifetimes side by
+        side and dead keys last (see key_order.py); the order of positions where `gathers` is False."""
+        if self.gathers:
+            return order_by_lifetime(self.birth_BGT, self.evict_BGT)
+        position = torch.arange(self.key_len, dtype=torch.int32, device=self.evict_BGT.device)
+        return position.expand(self.evict_BGT.shape).contiguous()
 
-        Attention does not care about key order; in this one, keys with similar lifetimes share tiles.
-        """
-        code = 2 * _spread_bits(self.birth_BGT) + _spread_bits(self.evict_BGT)
-        code = code.masked_fill(~self.live_BGT, torch.iinfo(torch.int64).max)
-        return torch.sort(code, dim=-1, stable=True).indices
+    def key_lists(self) -> KeyLists:
+        """For each block of 128 queries the keys that it attends to; made once. For plans with `gathers`."""
+        return self.derived("key lists", lambda: key_lists(self))
 
     def tiles(self, block_q: int, block_k: int) -> Tiles:
         """Query-block ranges of the reordered keys in tiles of `block_k`; made once a size, all on the device."""
 
         def make() -> Tiles:
-            birth, evict = (x.gather(-1, self.order_BGT) for x in (self.birth_BGT, self.evict_BGT))
+            order = self.order_BGT.long()
+            birth, evict = (x.gather(-1, order) for x in (self.birth_BGT, self.evict_BGT))
             return make_tiles(
                 birth,
                 evict,
@@ -148,15 +160,6 @@ def make_plan(delta_BGT: Tensor, window: int, *, key_mask: Tensor | None = None,
             )
         finite |= ~key_mask[:, None, :]
     return Plan(window, query_len, eviction_times(delta_BGT, window, key_mask), finite.all())
-
-
-def _spread_bits(x: Tensor) -> Tensor:
-    """The 31 bits of a non-negative integer moved to the even bits of an int64."""
-    x = x.long()
-    for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F)):
-        x = (x | (x << shift)) & mask
-    x = (x | (x << 2)) & 0x3333333333333333
-    return (x | (x << 1)) & 0x5555555555555555
 
 
 def make_tiles(
