@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmabench.kernels import fused_plan
 from dmabench.kernels.key_lists import KeyLists, key_lists, list_width
 from dmabench.kernels.key_order import order_by_lifetime
 from dmabench.kernels.lifetimes import eviction_times
@@ -49,8 +50,10 @@ class Plan:
     query_len: int
     evict_BGT: Tensor
     """int32 [B, G, Tk], by key position: key j is attended by queries at positions [j, evict)."""
-    finite: Tensor
-    """bool scalar on the device: no key outside the padding has a NaN or infinite delta."""
+    finite_parts: Tensor
+    """bool on the device, of any shape: `finite` when all hold."""
+    alive: tuple[Tensor, Tensor] | None = None
+    """What fused_plan.key_lists starts from, where the fused plan made it."""
     _derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -61,6 +64,11 @@ class Plan:
     def query_offset(self) -> int:
         """Position of the first query: the queries are the last `query_len` of the keys' positions."""
         return self.key_len - self.query_len
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """bool scalar on the device: no key outside the padding has a NaN or infinite delta."""
+        return self.finite_parts.all()
 
     @cached_property
     def birth_BGT(self) -> Tensor:
@@ -82,25 +90,36 @@ class Plan:
     def gathers(self) -> bool:
         """Whether queries attend to so few of the keys that gathering them by list pays. If not, keys stay in the
         order of their positions, where causal attention is dense anyway, and no list is made."""
-        return 2 * list_width(self.window, self.key_len) <= self.key_len
+        return _gathers(self.window, self.key_len)
 
     @cached_property
     def order_BGT(self) -> Tensor:
         """int32 [B, G, Tk]: key positions in the order in which `tiles` cuts them: keys with similar lifetimes side by
         side and dead keys last (see key_order.py); the order of positions where `gathers` is False."""
         if self.gathers:
+            if fused_plan.usable(self.evict_BGT):
+                return fused_plan.order(self.evict_BGT, self.query_len)
             return order_by_lifetime(self.birth_BGT, self.evict_BGT)
         position = torch.arange(self.key_len, dtype=torch.int32, device=self.evict_BGT.device)
         return position.expand(self.evict_BGT.shape).contiguous()
 
     def key_lists(self) -> KeyLists:
         """For each block of 128 queries the keys that it attends to; made once. For plans with `gathers`."""
-        return self.derived("key lists", lambda: key_lists(self))
+
+        def make() -> KeyLists:
+            if self.alive is None:
+                return key_lists(self)
+            return KeyLists(*fused_plan.key_lists(self.evict_BGT, *self.alive, self.window, self.query_len))
+
+        return self.derived("key lists", make)
 
     def tiles(self, block_q: int, block_k: int) -> Tiles:
         """Query-block ranges of the reordered keys in tiles of `block_k`; made once a size, all on the device."""
 
         def make() -> Tiles:
+            if fused_plan.usable(self.evict_BGT):
+                ranges = fused_plan.tiles(self.order_BGT, self.evict_BGT, self.query_len, block_q, block_k)
+                return Tiles(block_q, block_k, *ranges.unbind())
             order = self.order_BGT.long()
             birth, evict = (x.gather(-1, order) for x in (self.birth_BGT, self.evict_BGT))
             return make_tiles(
@@ -151,15 +170,22 @@ def make_plan(delta_BGT: Tensor, window: int, *, key_mask: Tensor | None = None,
         raise ValueError(f"window must be an int of at least 1, got {window!r}: each query attends to itself or more")
     if not 1 <= query_len <= key_len:
         raise ValueError(f"query_len must be in 1..{key_len} (the number of keys), got {query_len}")
+    if key_mask is not None and (key_mask.shape != (B, key_len) or key_mask.dtype != torch.bool):
+        raise ValueError(
+            f"key_mask must be bool {(B, key_len)}, True for real keys; got {key_mask.dtype} {tuple(key_mask.shape)}"
+        )
+    if fused_plan.usable(delta_BGT) and delta_BGT.dtype == torch.float32:
+        listing = _gathers(window, key_len)
+        evict, finite, *alive = fused_plan.evictions(delta_BGT, window, key_mask, query_len, listing)
+        return Plan(window, query_len, evict, finite, (alive[0], alive[1]) if listing else None)
     finite = delta_BGT.detach().isfinite()
     if key_mask is not None:
-        if key_mask.shape != (B, key_len) or key_mask.dtype != torch.bool:
-            raise ValueError(
-                f"key_mask must be bool {(B, key_len)}, True for real keys; "
-                f"got {key_mask.dtype} {tuple(key_mask.shape)}"
-            )
         finite |= ~key_mask[:, None, :]
     return Plan(window, query_len, eviction_times(delta_BGT, window, key_mask), finite.all())
+
+
+def _gathers(window: int, key_len: int) -> bool:
+    return 2 * list_width(window, key_len) <= key_len
 
 
 def make_tiles(

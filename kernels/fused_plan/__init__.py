@@ -1,0 +1,130 @@
+"""The plan in a handful of CUDA kernels, where tensor operations need hundreds: nothing is waited for, everything has a
+static size, a CUDA graph can capture it, and the same input gives the same plan.
+
+    thresholds.cu   rank of the window-th best key of each prefix that ends at a chunk of 2048 positions
+    evictions.cu    chunk by chunk, when each key stops being attended; which keys are alive when a chunk begins
+    key_lists.cu    for each block of 128 queries its keys
+    key_order.cu    order of the keys, and tiles (for backward passes and FlexAttention)
+
+The definitions are those of lifetimes.py, key_lists.py, key_order.py and plan.make_tiles; tests hold the two equal.
+"""
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels import nvrtc
+from dmabench.kernels.fused_plan.operators import as_operator, launch
+from dmabench.kernels.key_lists import BLOCK_Q, list_width
+from dmabench.kernels.key_order import SLAB
+
+CHUNK = 2048
+_WARPS_A_BLOCK = 8
+
+
+def usable(x: Tensor) -> bool:
+    """Whether a plan of (or from) this tensor can be made here: on CUDA, with NVRTC at hand."""
+    return x.is_cuda and nvrtc.missing("cuda") is None
+
+
+def _chunks(key_len: int, query_len: int) -> tuple[int, int, int]:
+    """How far the chunks are shifted so that they begin where blocks of queries do, how many there are, and the first
+    that holds queries."""
+    offset = key_len - query_len
+    shift = -offset % CHUNK
+    return shift, -(-(key_len + shift) // CHUNK), (offset + shift) // CHUNK
+
+
+def _empty_evictions(
+    delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None, query_len: int, listing: bool
+) -> tuple[Tensor, ...]:
+    B, G, T = delta_BGT.shape
+    window = min(window, T)
+    _, chunks, first_listed = _chunks(T, query_len)
+    listed = (chunks - first_listed, window) if listing else (0, 0)
+    return (
+        delta_BGT.new_empty(B, G, T, dtype=torch.int32),
+        delta_BGT.new_empty(B, G, chunks, dtype=torch.bool),
+        delta_BGT.new_empty(B, G, *listed, dtype=torch.int32),
+        delta_BGT.new_empty(B, G, chunks, dtype=torch.int32),
+    )
+
+
+@as_operator("plan_evictions", _empty_evictions)
+def evictions(
+    delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None, query_len: int, listing: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """When each key stops being attended (lifetimes.eviction_times), and what the key lists start from.
+
+    Args:
+        delta_BGT: float32 [B, G, T]; key_mask_BT: bool [B, T], False is padding.
+        listing: also list the keys alive at each chunk's start.
+
+    Returns:
+        evict int32 [B, G, T]; finite bool [B, G, chunks] (all must hold); alive int32 [B, G, chunks with queries,
+        window] (empty where not wanted) and alive_count int32 [B, G, chunks].
+    """
+    B, G, T = delta_BGT.shape
+    window = min(window, T)
+    shift, chunks, first_listed = _chunks(T, query_len)
+    delta = delta_BGT.detach().contiguous()
+    mask = None if key_mask_BT is None else key_mask_BT.contiguous()
+    evict, finite, alive, alive_count = _empty_evictions(delta, window, mask, query_len, listing)
+    thresholds = torch.empty(B, G, chunks + 1, dtype=torch.int64, device=delta.device)
+    common = (delta, mask, thresholds)
+    launch("thresholds.cu", "plan_thresholds", (chunks + 1, B * G), 512, *common, T, G, window, shift)
+    outputs = (evict, alive if listing else None, alive_count, finite)
+    launch("evictions.cu", "plan_evictions", (chunks, B * G), 512, *common, *outputs, T, G, window, shift, first_listed)
+    return evict, finite, alive, alive_count
+
+
+def _empty_lists(evict_BGT, alive, alive_count, window, query_len):
+    B, G, T = evict_BGT.shape
+    blocks = -(-query_len // BLOCK_Q)
+    keys = evict_BGT.new_empty(B, G, blocks, list_width(window, T))
+    return keys, evict_BGT.new_empty(B, G, blocks), evict_BGT.new_empty(B, G, blocks)
+
+
+@as_operator("plan_key_lists", _empty_lists)
+def key_lists(
+    evict_BGT: Tensor, alive: Tensor, alive_count: Tensor, window: int, query_len: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three tensors of KeyLists, from what `evictions` returned with `listing`."""
+    B, G, T = evict_BGT.shape
+    shift, chunks, first_listed = _chunks(T, query_len)
+    keys, full, count = _empty_lists(evict_BGT, alive, alive_count, window, query_len)
+    inputs = (evict_BGT, alive, alive_count, keys, full, count)
+    sizes = (T, alive.shape[-1], shift, T - query_len, chunks, first_listed, keys.shape[-1])
+    launch("key_lists.cu", "plan_key_lists", (full.shape[-1], B * G), 256, *inputs, *sizes)
+    return keys, full, count
+
+
+@as_operator("plan_order", lambda evict_BGT, _: torch.empty_like(evict_BGT))
+def order(evict_BGT: Tensor, query_len: int) -> Tensor:
+    """key_order.order_by_lifetime."""
+    B, G, T = evict_BGT.shape
+    slabs = -(-T // SLAB)
+    found = torch.empty_like(evict_BGT)
+    counts = evict_BGT.new_empty(B, G, slabs)
+    live_count = evict_BGT.new_empty(B, G)
+    grid, offset = (slabs, B * G), T - query_len
+    launch("key_order.cu", "plan_count_live", grid, 512, evict_BGT, counts, T, offset)
+    launch("key_order.cu", "plan_live_first", grid, 512, evict_BGT, counts, found, live_count, T, offset)
+    launch("key_order.cu", "plan_halve_slabs", grid, 512, evict_BGT, live_count, found, T, offset)
+    return found
+
+
+def _empty_ranges(order_BGT, evict_BGT, query_len, block_q, block_k):
+    B, G, T = evict_BGT.shape
+    return evict_BGT.new_empty(4, B, G, -(-T // block_k))
+
+
+@as_operator("plan_tiles", _empty_ranges)
+def tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, block_k: int) -> Tensor:
+    """The ranges of plan.Tiles in their order, int32 [4, B, G, tiles]."""
+    B, G, T = evict_BGT.shape
+    ranges = _empty_ranges(order_BGT, evict_BGT, query_len, block_q, block_k)
+    count = ranges.shape[-1]
+    sizes = (T, T - query_len, block_q, block_k, count)
+    grid = (-(-count // _WARPS_A_BLOCK), B * G)
+    launch("key_order.cu", "plan_tiles", grid, 32 * _WARPS_A_BLOCK, evict_BGT, order_BGT, ranges, *sizes)
+    return ranges
