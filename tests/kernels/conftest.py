@@ -3,10 +3,12 @@
 Nothing here calls the code under test. Fixtures return functions, since test files cannot import one another.
 """
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,3 +150,27 @@ def fresh_registry() -> Iterator[None]:
     registry.backends.cache_clear()
     yield
     registry.backends.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def emulator() -> ModuleType:
+    """cuda_on_cpu/emulator.py: CUDA sources compiled for the CPU. Skips where there is no C++ compiler."""
+    path = Path(__file__).parent / "cuda_on_cpu" / "emulator.py"
+    spec = importlib.util.spec_from_file_location("cuda_on_cpu_emulator", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if reason := module.missing():
+        pytest.skip(reason)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulated(emulator, tmp_path_factory) -> Callable[..., Any]:
+    """emulated(source, defines) -> object with .launch(name, grid, block, shared_bytes, *arguments, reverse=False)"""
+    folder = tmp_path_factory.mktemp("cuda_on_cpu")
+
+    def build(source: Path, defines: dict[str, Any] | None = None, kernels: Any = None) -> Any:
+        return emulator.emulated(source, defines or {}, folder, kernels)
+
+    return build
