@@ -1,7 +1,9 @@
 """dma/flex: dynamic mask attention through FlexAttention, fed with the plan's tiles.
 
-Live keys are gathered into Z-order, where tiles are nearly all-live or all-dead, and FlexAttention runs over the
-active ones. Memory and time follow the kept pairs. Forward and backward on CUDA; forward on a CPU.
+Keys are permuted into the plan's order, where tiles are nearly all-live or all-dead, and FlexAttention runs over the
+active ones. Time follows the kept pairs; memory is linear in T but for the tile lists (see block_masks.py). Nothing
+here waits for the device, so every key keeps a slot: how many are live is not known on the host. Forward and backward
+on CUDA; forward on a CPU.
 """
 
 import torch
@@ -13,19 +15,14 @@ from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, wants_gradient
 
 
-def _slots(plan: Plan) -> int:
-    """How many reordered keys to keep: all live ones, in steps of 1/32 of T so that few shapes are compiled."""
-    step = max(1, -(-plan.key_len // (32 * flex.BLOCK))) * flex.BLOCK
-    live = max(1, int(plan.live_count_BG.max()))
-    return min(-(-live // step) * step, plan.key_len)
+def _keys(plan: Plan) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Positions of the keys in the order of the tiles, int64 [B, G, Tk] (None: they are in it already), and the keys'
+    birth and eviction in that order (int32). Dead keys have evict <= birth, an empty life."""
 
-
-def _keys(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the kept keys in Z-order [B, G, K] (int64), and their birth and eviction (int32)."""
-
-    def make() -> tuple[Tensor, Tensor, Tensor]:
-        order = plan.order_BGT[..., : _slots(plan)].long()
-        # The heads keep equally many slots, so some hold dead keys: those have evict <= birth, an empty life.
+    def make() -> tuple[Tensor | None, Tensor, Tensor]:
+        if not plan.gathers:
+            return None, plan.birth_BGT.contiguous(), plan.evict_BGT
+        order = plan.order_BGT.long()
         return order, plan.birth_BGT.gather(-1, order), plan.evict_BGT.gather(-1, order)
 
     return plan.derived("flex keys", make)
@@ -33,10 +30,8 @@ def _keys(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
 
 def _lists(plan: Plan, groups: int, backward: bool) -> TileLists:
     def make() -> TileLists:
-        tiles = plan.tiles(flex.BLOCK, flex.BLOCK)
-        kept = -(-_keys(plan)[0].shape[-1] // flex.BLOCK)
         query_blocks = -(-plan.query_len // flex.BLOCK)
-        return tile_lists(tiles.first_tiles(kept), query_blocks, backward).to_heads(groups)
+        return tile_lists(plan.tiles(flex.BLOCK, flex.BLOCK), query_blocks, backward).to_heads(groups)
 
     return plan.derived(("flex lists", groups, backward), make)
 
@@ -55,8 +50,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     backward = wants_gradient(q, k, v, delta)
     order, birth, evict = _keys(plan)
-    bias = _TakeKeys.apply(delta, order).masked_fill(evict <= birth, 0.0)  # a dead key's delta may be NaN
-    k, v = _TakeKeys.apply(k, order), _TakeKeys.apply(v, order)
+    if order is not None:
+        delta, k, v = (_TakeKeys.apply(x, order) for x in (delta, k, v))
+    bias = delta.masked_fill(evict <= birth, 0.0)  # a dead key's delta may be NaN
     lists = _lists(plan, q.shape[1] // k.shape[1], backward)
     return flex.attend(q, k, v, bias, birth, evict, lists, plan.query_offset, scale)
 

@@ -10,8 +10,9 @@ from dmabench.kernels import Plan, Problem, block_masks, dma_flex, dynamic_mask_
 
 
 def test_odd_length_grouped_heads_and_padding(compiler, inputs, close):
-    q, k, v, delta = inputs(2, 4, 2, 333, 333, 64)
-    key_mask = torch.ones(2, 333, dtype=torch.bool)
+    q, k, v, delta = inputs(2, 4, 2, 555, 555, 64)
+    assert make_plan(delta, 50).gathers
+    key_mask = torch.ones(2, 555, dtype=torch.bool)
     key_mask[0, 300:], key_mask[1, :40] = False, False
     delta[0, 1, 310] = torch.nan  # in the padding: multiplied by nothing, added to nothing
     out = dynamic_mask_attention(q, k, v, delta, 50, key_mask=key_mask, backend="flex")
@@ -20,7 +21,7 @@ def test_odd_length_grouped_heads_and_padding(compiler, inputs, close):
 
     # The same shapes, so nothing compiles again: a NaN that no padding hides is never attended.
     delta[0, 1, 310], delta[0, 0, 100] = 1.0, torch.nan
-    without = torch.arange(333) != 100
+    without = torch.arange(555) != 100
     out = dynamic_mask_attention(q, k, v, delta, 50, backend="flex")
     assert bool(out.isfinite().all())
     expected = dynamic_mask_attention(
@@ -31,6 +32,7 @@ def test_odd_length_grouped_heads_and_padding(compiler, inputs, close):
 
 def test_fewer_queries_than_keys_and_a_padded_head_dim(compiler, inputs, close):
     q, k, v, delta = inputs(1, 2, 2, 150, 333, 48)
+    assert not make_plan(delta, 70).gathers
     out = dynamic_mask_attention(q, k, v, delta, 70, backend="flex")
     close(out, dynamic_mask_attention(q, k, v, delta, 70, backend="reference"))
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
@@ -46,7 +48,8 @@ def test_half_precision(compiler, inputs, close, dtype):
 
 
 @pytest.mark.parametrize(
-    ("Tq", "T", "w", "padded"), [(300, 300, 40, False), (170, 300, 60, True), (300, 300, 1, False)]
+    ("Tq", "T", "w", "padded"),
+    [(300, 300, 40, False), (170, 300, 60, True), (300, 300, 1, False), (550, 550, 40, True), (200, 520, 100, False)],
 )
 def test_backward_is_exact(eager_dma_flex, inputs, grads, close, Tq, T, w, padded):
     leaves = inputs(2, 4, 2, Tq, T, 16, torch.float64, grad=True)
@@ -65,16 +68,15 @@ def test_backward_is_exact(eager_dma_flex, inputs, grads, close, Tq, T, w, padde
         assert not x[~plan.live_BGT].any()  # exactly zero
 
 
-def test_a_dead_keys_nan_poisons_neither_output_nor_gradient(eager_dma_flex, inputs, grads, close):
-    leaves = inputs(1, 4, 2, 200, 200, 16, torch.float64, grad=True)
+@pytest.mark.parametrize("T", [200, 600])
+def test_a_dead_keys_nan_poisons_neither_output_nor_gradient(eager_dma_flex, inputs, grads, close, T):
+    leaves = inputs(1, 4, 2, T, T, 16, torch.float64, grad=True)
     with torch.no_grad():
-        # One head without dead keys (rising), so that as many slots are kept as there are keys and the NaN is in one.
-        leaves[3][0, 0] = torch.linspace(1, 2, 200)
         leaves[3][0, 1, 60] = torch.nan
     plan = make_plan(leaves[3], 30)
-    assert dma_flex._keys(plan)[0].shape[-1] == 200
+    assert plan.gathers == (T == 600)
     found = grads(eager_dma_flex(*leaves[:3], delta=leaves[3], plan=plan, scale=0.25), leaves)
-    unflagged = Plan(30, 200, plan.evict_BGT, torch.tensor(True))  # else the reference would refuse
+    unflagged = Plan(30, T, plan.evict_BGT, torch.tensor(True))  # else the reference would refuse
     expected = dynamic_mask_attention(*leaves, 30, plan=unflagged, scale=0.25, backend="reference")
     for mine, right in zip(found, grads(expected, leaves), strict=True):
         assert bool(mine.isfinite().all())
@@ -82,35 +84,43 @@ def test_a_dead_keys_nan_poisons_neither_output_nor_gradient(eager_dma_flex, inp
     assert not found[3][0, 1, 60].any()
 
 
-def test_no_nan_of_a_dead_key_is_handed_to_the_kernel(monkeypatch, inputs):
+@pytest.mark.parametrize(("T", "w"), [(200, 200), (600, 30)])
+def test_no_nan_of_a_dead_key_is_handed_to_the_kernel(monkeypatch, inputs, T, w):
     """A kernel may add the bias before it masks, and a NaN times zero would stay."""
     seen = []
     monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args[3]), (args[0], None))[1])
-    q, k, v, delta = inputs(1, 2, 1, 200, 200, 16)
+    q, k, v, delta = inputs(1, 2, 1, T, T, 16)
     delta[0, 0, 50], delta[0, 0, 60] = torch.nan, torch.inf
-    plan = make_plan(delta, 200, key_mask=torch.arange(200)[None] != 60)
+    plan = make_plan(delta, w, key_mask=torch.arange(T)[None] != 60)
     dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
-    assert seen[0].shape[-1] == 200 and bool(seen[0].isfinite().all())
+    assert seen[0].shape[-1] == T and bool(seen[0].isfinite().all())
 
 
-def test_only_live_keys_are_kept(inputs):
-    """With iid delta and T >> w most keys are never attended: they are dropped, in steps of whole tiles."""
-    T, w = 4096, 64
-    plan = make_plan(torch.randn(1, 2, T, generator=torch.Generator().manual_seed(0)), w)
+def test_keys_of_a_plan_that_gathers_are_in_the_order_of_its_tiles():
+    plan = make_plan(torch.randn(2, 2, 1000, generator=torch.Generator().manual_seed(0)), 64, query_len=900)
     order, birth, evict = dma_flex._keys(plan)
-    live = int(plan.live_count_BG.max())
-    assert live <= order.shape[-1] < live + flex.BLOCK
-    assert live < T / 4
-    for g in range(2):
-        kept = order[0, g][evict[0, g] > birth[0, g]]
-        assert torch.equal(kept.sort().values, plan.live_BGT[0, g].nonzero().flatten())
-        assert torch.equal(evict[0, g][evict[0, g] > birth[0, g]], plan.evict_BGT[0, g, kept])
+    assert order.dtype == torch.int64 and torch.equal(order, plan.order_BGT.long())
+    for name, mine in (("birth_BGT", birth), ("evict_BGT", evict)):
+        assert mine.dtype == torch.int32 and torch.equal(mine, getattr(plan, name).gather(-1, order))
 
 
-def test_a_plan_without_a_live_key_still_has_a_slot():
-    plan = make_plan(torch.ones(1, 1, 300), 5, key_mask=torch.zeros(1, 300, dtype=torch.bool))
-    order, birth, evict = dma_flex._keys(plan)
-    assert order.shape[-1] >= 1 and bool((evict <= birth).all())
+def test_keys_that_need_no_other_order_are_not_copied(monkeypatch, inputs):
+    seen = []
+    monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args), (args[0], None))[1])
+    q, k, v, delta = inputs(1, 4, 2, 200, 200, 16)
+    plan = make_plan(delta, 30)
+    dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
+    assert dma_flex._keys(plan)[0] is None
+    assert seen[0][1] is k and seen[0][2] is v
+    assert torch.equal(seen[0][4], plan.birth_BGT) and seen[0][5] is plan.evict_BGT
+
+
+@pytest.mark.parametrize("T", [300, 600])
+def test_no_list_holds_a_tile_of_dead_keys(T):
+    plan = make_plan(torch.ones(1, 1, T), 5, key_mask=torch.zeros(1, T, dtype=torch.bool))
+    lists = dma_flex._lists(plan, 1, backward=True)
+    counts = (lists.kv_count, lists.full_kv_count, lists.q_count, lists.full_q_count)
+    assert not any(count.any() for count in counts)
 
 
 @pytest.fixture

@@ -123,6 +123,28 @@ def test_a_plan_is_made_without_waiting_for_the_device():
         torch.cuda.set_sync_debug_mode(before)
 
 
+@pytest.mark.parametrize("w", [100, 1000])  # with keys in another order, and without
+def test_flex_does_not_wait_for_the_device(inputs, w):
+    """Neither what it takes from the plan nor the forward and backward read anything back."""
+    leaves = inputs(2, 4, 2, 700, 1000, 64, BF16, grad=True, device=CUDA)
+    flex, delta, dout = registry.get("dma/flex"), leaves[3], _dout(leaves)
+    problem = Problem(CUDA, BF16, 2, 4, 2, 700, 1000, 64, w, backward=True)
+
+    def attend() -> None:
+        plan = make_plan(delta, w, query_len=700)
+        flex.prepare(plan=plan, delta=delta, problem=problem)
+        out, _ = flex.attend(*leaves[:3], delta=delta, plan=plan, scale=0.125)
+        torch.autograd.grad(out, leaves, dout)
+
+    attend()  # compiles
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        attend()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 @pytest.mark.parametrize(
     ("T", "w", "D", "H", "G", "B", "dtype"),
     [
