@@ -1,6 +1,7 @@
 """The emulator of CUDA that the tests of our CUDA sources stand on, against tensor operations."""
 
 import ctypes
+import struct
 
 import numpy as np
 import pytest
@@ -297,9 +298,13 @@ extern "C" __global__ void rounded(const float* x, uint32_t* bf16, uint32_t* f16
     f16[i] = pack_f16(x[i], -x[i]);
     power[i] = exp2_approx(x[i]);
 }
-extern "C" __global__ void zero_fill(const uint16_t* from, uint16_t* out) {
+struct Pieces {
+    const uint16_t *first, *then;
+};
+extern "C" __global__ void zero_fill(const Pieces from, uint16_t* out) {
     DYNAMIC_SHARED(memory);
-    cp_async_16(memory + 16 * threadIdx.x, from, threadIdx.x % 2);
+    cp_async_16(memory + 16 * threadIdx.x, from.first, threadIdx.x % 2);
+    cp_async_4(memory + 16 * threadIdx.x, from.then, true);
     cp_async_commit();
     cp_async_wait<0>();
     for (int i = 0; i < 8; ++i) out[8 * threadIdx.x + i] = reinterpret_cast<uint16_t*>(memory)[8 * threadIdx.x + i];
@@ -344,5 +349,6 @@ def test_rounding_to_half_precision_is_torchs(build):
 def test_copies_that_are_not_valid_fill_zeros(build):
     kernels = build(MMA, {"K": 1, "WAITED": 0, "PRODUCT": "mma_m16n8k16_f32_f16"})
     values, out = torch.arange(1, 9, dtype=torch.int16), torch.full((4, 8), 9, dtype=torch.int16)
-    kernels.launch("zero_fill", 1, 4, 64, values, out)
-    assert out.tolist() == [[0] * 8, values.tolist(), [0] * 8, values.tolist()]
+    from_where = struct.pack("PP", values.data_ptr(), values[6:].data_ptr())
+    kernels.launch("zero_fill", 1, 4, 64, from_where, out)
+    assert out.tolist() == [[7, 8, *[0] * 6], [7, 8, *values[2:].tolist()]] * 2

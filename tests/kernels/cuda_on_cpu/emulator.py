@@ -144,7 +144,7 @@ class Emulated:
             grid, block: up to three numbers.
             shared_bytes: dynamic shared memory. It starts as NaN (all bits set), as `__shared__` variables do.
             arguments: CPU tensors (their address; None is a null pointer), Python floats (float32), numpy and ctypes
-                scalars and ctypes structures.
+                scalars; structures as ctypes structures or bytes.
             reverse: let the threads of a block take their turns from the last to the first: a result that differs then
                 lacks a barrier.
 
@@ -187,10 +187,13 @@ def _value(argument: Any) -> Any:
         return ctypes.c_void_p(argument.data_ptr())
     if argument is None:
         return ctypes.c_void_p()
-    if isinstance(argument, numpy.generic):
-        return (ctypes.c_char * argument.nbytes).from_buffer_copy(argument.tobytes())
+    if isinstance(argument, (numpy.generic, bytes)):
+        content = argument if isinstance(argument, bytes) else argument.tobytes()
+        return (ctypes.c_char * len(content)).from_buffer_copy(content)
     if isinstance(argument, float):
         return ctypes.c_float(argument)
     if isinstance(argument, (ctypes._SimpleCData, ctypes.Structure)):
         return argument
-    raise TypeError(f"a kernel argument is a tensor, None, a float, or a numpy or ctypes value, not {type(argument)}")
+    raise TypeError(
+        f"a kernel argument is a tensor, None, a float, bytes, or a numpy or ctypes value, not {type(argument)}"
+    )

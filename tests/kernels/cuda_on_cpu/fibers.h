@@ -28,7 +28,7 @@ enum class State { READY, AT_BARRIER, IN_WARP, DONE };
 struct Copy {
     void* to;
     const void* from;  // null: zeros
-    int group;
+    int bytes, group;
 };
 
 struct Fiber {

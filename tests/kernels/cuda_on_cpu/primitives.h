@@ -81,8 +81,17 @@ struct Load {
     }
 };
 
-inline void check_aligned(const char* what, const void* address) {
-    if ((uintptr_t)address % 16 != 0) fail("%s: the address %p is no multiple of 16", what, address);
+inline void check_aligned(const char* what, const void* address, int bytes = 16) {
+    if ((uintptr_t)address % bytes != 0) fail("%s: the address %p is no multiple of %d", what, address, bytes);
+}
+
+// An asynchronous copy is made where its thread waits for it, and until then its destination is NaN: so a missing wait
+// shows, and so does a copy into memory that others still read.
+inline void cp_async(void* shared, const void* global, int bytes, bool valid) {
+    check_aligned("cp.async to", shared, bytes);
+    if (valid) check_aligned("cp.async from", global, bytes);
+    memset(shared, 0xff, bytes);
+    current->copies.push_back({shared, valid ? global : nullptr, bytes, current->copy_group});
 }
 
 }  // namespace cuda_on_cpu
@@ -106,23 +115,16 @@ inline void ldmatrix_x4_trans(uint32_t registers[4], const void* row, WHERE) {
     cuda_on_cpu::in_warp("ldmatrix.trans", 0xffffffffu, cuda_on_cpu::Load::combine<true>, &slot, file, line);
 }
 
-// An asynchronous copy is made where its thread waits for it, and until then its destination is NaN: so a missing wait
-// shows, and so does a copy into memory that others still read.
-inline void cp_async_16(void* shared, const void* global, bool valid) {
-    cuda_on_cpu::check_aligned("cp.async to", shared);
-    if (valid) cuda_on_cpu::check_aligned("cp.async from", global);
-    memset(shared, 0xff, 16);
-    cuda_on_cpu::current->copies.push_back({shared, valid ? global : nullptr, cuda_on_cpu::current->copy_group});
-}
+inline void cp_async_16(void* shared, const void* global, bool valid) { cuda_on_cpu::cp_async(shared, global, 16, valid); }
+inline void cp_async_4(void* shared, const void* global, bool valid) { cuda_on_cpu::cp_async(shared, global, 4, valid); }
 inline void cp_async_commit() { ++cuda_on_cpu::current->copy_group; }
 template <int N>
 inline void cp_async_wait() {
-    auto& copies = cuda_on_cpu::current->copies;
     const int group = cuda_on_cpu::current->copy_group;
-    std::erase_if(copies, [&](const cuda_on_cpu::Copy& copy) {
+    std::erase_if(cuda_on_cpu::current->copies, [&](const cuda_on_cpu::Copy& copy) {
         if (copy.group >= group - N) return false;
-        if (copy.from != nullptr) memcpy(copy.to, copy.from, 16);
-        else memset(copy.to, 0, 16);
+        if (copy.from != nullptr) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
         return true;
     });
 }
