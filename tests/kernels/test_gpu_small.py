@@ -1,4 +1,4 @@
-"""Every kernel of ours on small odd shapes: what compute-sanitizer looks at (CONTRIBUTING says how), and quick to run."""
+"""Every kernel of ours on small odd shapes: quick to run, and what compute-sanitizer is given (see CONTRIBUTING)."""
 
 import pytest
 import torch
