@@ -22,6 +22,8 @@ def _plan(B: int, G: int, T: int, w: int, query_len: int, kind: str, seed: int =
         key_mask = torch.rand(B, T, generator=generator) < 0.7
     elif kind == "nothing":
         key_mask = torch.zeros(B, T, dtype=torch.bool)
+    elif kind == "nan":
+        delta[torch.rand(B, G, T, generator=generator) < 0.2] = torch.nan
     return make_plan(delta, w, key_mask=key_mask, query_len=query_len)
 
 
@@ -35,24 +37,39 @@ def _live(plan: Plan) -> Tensor:
 PROBLEMS = {
     "B": st.integers(1, 2),
     "G": st.integers(1, 2),
-    "T": st.integers(1, 150),
+    "T": st.one_of(st.integers(1, 150), st.integers(256, 700)),  # from 256 on a small window makes plans gather
     "w": st.integers(1, 160),
     "rows": st.floats(0, 1),
-    "kind": st.sampled_from(("iid", "constant", "rising", "padded", "nothing")),
+    "kind": st.sampled_from(("iid", "constant", "rising", "padded", "nothing", "nan")),
     "seed": st.integers(0, 10**6),
 }
 
 
 @given(**PROBLEMS)
-def test_order_is_a_permutation_with_the_live_keys_first(B, G, T, w, rows, kind, seed):
+@example(1, 2, 300, 1, 1.0, "iid", 0)
+@example(2, 1, 700, 129, 0.4, "padded", 0)
+@example(1, 1, 700, 20, 0.4, "nothing", 0)
+@example(1, 1, 511, 20, 1.0, "iid", 0)
+def test_order_is_a_permutation_with_the_live_keys_first_or_the_identity(B, G, T, w, rows, kind, seed):
     plan = _plan(B, G, T, w, max(1, round(rows * T)), kind, seed)
-    assert torch.equal(plan.order_BGT.sort(-1).values, torch.arange(T).expand(B, G, T))
+    assert plan.order_BGT.dtype == torch.int32 and plan.order_BGT.is_contiguous()
+    assert torch.equal(plan.order_BGT.sort(-1).values, torch.arange(T, dtype=torch.int32).expand(B, G, T))
     attended = _live(plan).any(-1)
     assert torch.equal(plan.live_BGT, attended)
     assert torch.equal(plan.live_count_BG, attended.sum(-1))
-    in_order = attended.gather(-1, plan.order_BGT)
-    assert torch.equal(in_order, torch.arange(T) < plan.live_count_BG[..., None])
+    if plan.gathers:
+        in_order = attended.gather(-1, plan.order_BGT.long())
+        assert torch.equal(in_order, torch.arange(T) < plan.live_count_BG[..., None])
+    else:
+        assert torch.equal(plan.order_BGT, torch.arange(T, dtype=torch.int32).expand(B, G, T))
     assert plan.query_offset == T - plan.query_len and plan.key_len == T
+
+
+@pytest.mark.parametrize(
+    ("T", "w", "gathers"), [(255, 1, False), (256, 1, True), (511, 129, False), (512, 129, True), (512, 130, False)]
+)
+def test_keys_are_gathered_where_a_list_is_at_most_half_of_them(T, w, gathers):
+    assert make_plan(torch.randn(1, 1, T), w).gathers == gathers
 
 
 @given(**PROBLEMS)
@@ -70,23 +87,28 @@ def test_birth_is_the_first_query_that_may_attend(B, G, T, w, rows, kind, seed):
 @example(1, 1, 129, 8, 1.0, "constant", 0, 16, 16)
 @example(2, 2, 131, 20, 0.3, "rising", 1, 16, 16)
 @example(1, 2, 150, 160, 0.5, "padded", 2, 16, 5)
+@example(1, 2, 600, 100, 1.0, "iid", 3, 64, 64)
+@example(2, 1, 700, 40, 0.6, "padded", 4, 64, 16)
+@example(1, 1, 300, 1, 1.0, "nan", 5, 16, 5)
 def test_tiles_are_the_query_blocks_that_their_keys_touch(B, G, T, w, rows, kind, seed, block_q, block_k):
     plan = _plan(B, G, T, w, max(1, round(rows * T)), kind, seed)
     tiles = plan.tiles(block_q, block_k)
-    order, live = plan.order_BGT, _live(plan)
+    order, live = plan.order_BGT.long(), _live(plan)
     tiles_of_keys, query_blocks = -(-T // block_k), -(-plan.query_len // block_q)
     for name in ("first_BGN", "last_BGN", "full_first_BGN", "full_last_BGN"):
         found = getattr(tiles, name)
         assert found.dtype == torch.int32 and found.shape == (B, G, tiles_of_keys), name
+    overhang = (0, query_blocks * block_q - plan.query_len)
     executed = 0
     for b in range(B):
         for g in range(G):
             for n in range(tiles_of_keys):
                 rows_of_keys = live[b, g, order[b, g, n * block_k : (n + 1) * block_k]]
-                blocks = [rows_of_keys[:, m * block_q : (m + 1) * block_q] for m in range(query_blocks)]
-                touched = [m for m, block in enumerate(blocks) if block.any()]
+                some = torch.nn.functional.pad(rows_of_keys.any(0), overhang).view(query_blocks, block_q)
+                every = torch.nn.functional.pad(rows_of_keys.all(0), overhang, value=True).view(query_blocks, block_q)
+                touched = some.any(-1).nonzero().flatten().tolist()
                 whole = len(rows_of_keys) == block_k
-                full = [m for m, block in enumerate(blocks) if whole and block.all()]
+                full = every.all(-1).nonzero().flatten().tolist() if whole else []
                 first, last = int(tiles.first_BGN[b, g, n]), int(tiles.last_BGN[b, g, n])
                 full_first, full_last = int(tiles.full_first_BGN[b, g, n]), int(tiles.full_last_BGN[b, g, n])
                 hull = (touched[0], touched[-1] + 1) if touched else (0, 0)
@@ -105,7 +127,7 @@ def test_first_tiles_are_a_prefix():
         assert torch.equal(getattr(cut, name), getattr(tiles, name)[..., :3])
 
 
-def test_z_order_beats_the_order_of_positions():
+def test_the_order_beats_that_of_positions():
     """What the reordering is for: at T = 4096, w = 128, iid, it must at least halve the executed pairs."""
     T, block = 4096, 128
     plan = make_plan(torch.randn(1, 1, T, generator=torch.Generator().manual_seed(0)), 128)
@@ -130,7 +152,15 @@ def test_memory_grows_as_the_number_of_keys():
     B, G, T = 1, 2, 4096
     plan = make_plan(torch.randn(B, G, T), 512)
     tiles = plan.tiles(128, 128)
-    made = [plan.evict_BGT, plan.finite, plan.birth_BGT, plan.live_BGT, plan.live_count_BG, plan.order_BGT]
+    made = [
+        plan.evict_BGT,
+        plan.finite,
+        plan.finite_parts,
+        plan.birth_BGT,
+        plan.live_BGT,
+        plan.live_count_BG,
+        plan.order_BGT,
+    ]
     made += [tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN]
     assert sum(x.untyped_storage().nbytes() for x in made) <= 24 * B * G * T
     known = {id(x) for x in (*made, tiles)}
