@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from dmabench.rows import failure
 
 Message = dict[str, Any]
 
+COMMAND = (sys.executable, "-P", "-m", "dmabench.worker")  # -P: the current folder is not importable
+
 
 class Worker:
     """A measuring process that is restarted when needed. Use as a context manager."""
 
-    def __init__(self, timeout_s: float, log: Path | None = None):
+    def __init__(self, timeout_s: float, log: Path | None = None, command: Sequence[str] = COMMAND):
         """
         Args:
             timeout_s: longest silence, that is the longest one stage of one cell may take.
             log: file for what the worker prints (warnings, tracebacks of failing cells); default this process's stderr.
+            command: what is started; it speaks as dmabench.worker does.
         """
-        self.timeout_s, self.log = timeout_s, log
+        self.timeout_s, self.log, self.command = timeout_s, log, command
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
 
@@ -54,7 +57,7 @@ class Worker:
             self._lines = queue.Queue()
             with open(self.log, "ab") if self.log else nullcontext(_own_stderr()) as stderr:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "dmabench.worker"],  # -P: the current folder is not importable
+                    self.command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -68,7 +71,8 @@ class Worker:
     def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.put(line)
+            if line.endswith("\n"):  # a worker may die halfway through an answer
+                lines.put(line)
         lines.put(None)
 
     def measure(
