@@ -2,16 +2,19 @@
 
 from dmabench.kernels.dma import dynamic_mask_attention
 from dmabench.kernels.importance import importance
+from dmabench.kernels.live_keys import LiveKeys, decode_step
 from dmabench.kernels.plan import Plan, Tiles, make_plan
 from dmabench.kernels.registry import Backend, Problem, Unsupported, backends
 
 __all__ = [
     "Backend",
+    "LiveKeys",
     "Plan",
     "Problem",
     "Tiles",
     "Unsupported",
     "backends",
+    "decode_step",
     "dynamic_mask_attention",
     "importance",
     "make_plan",
