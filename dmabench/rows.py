@@ -61,7 +61,8 @@ def success(cell: Cell, samples: Any, facts: dict[str, Any], work: dict[str, Any
 
     Args:
         samples: rounds.Samples.
-        facts: row fields found while checking (compile_s, peak_mib, error, ...) and the measured roofs.
+        facts: row fields found while checking (compile_s, peak_mib, error, ...), the measured roofs, and whether
+            `replayed`: the region was a CUDA graph.
         work: density, flops and executed_flops (operations), bytes.
     """
     row = _empty(cell, "PASSED", None)
@@ -70,6 +71,8 @@ def success(cell: Cell, samples: Any, facts: dict[str, Any], work: dict[str, Any
     total_is, total, spread = "wall", wall, samples.wall_ms
     if gpu is not None and gpu >= wall:
         total_is, total, spread = "gpu", gpu, samples.gpu_ms
+    if facts.get("replayed"):
+        total_is = "graph"
     parts = {name: statistics.median(values) for name, values in samples.parts.items()}
     row |= {**parts, "gpu_ms": gpu, "wall_ms": wall, "total_ms": total, "total_is": total_is}
     if row["kernel_ms"] is None and cell.shape.pass_ != "fwd+bwd":

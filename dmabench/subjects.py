@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmabench.cells import Cell
 from dmabench.inputs import Inputs
-from dmabench.kernels import Backend, Plan, Problem, importance
+from dmabench.kernels import Backend, Plan, Problem, Unsupported, importance
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,25 @@ class Subject:
         self.pass_ = call.cell.shape.pass_
         self.is_dma = call.backend.function == "dma"
         self._state: Any = None
+        self._graph: Any = None
+
+    def capture(self) -> None:
+        """From now on `region` is the replay of a CUDA graph of itself: no launch is paid for but the graph's.
+
+        Raises:
+            Unsupported: the backend does what a graph cannot hold, such as waiting for the device.
+        """
+        expected = self.region()  # compiles, and warms what allocates once
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                found = self.region()
+        except Exception as error:
+            raise Unsupported(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
+        graph.replay()
+        if not torch.allclose(found.float(), expected.float(), rtol=0.02, atol=0.02):
+            raise RuntimeError("the replay of a CUDA graph gives another output than the call")
+        self._graph = graph
 
     def ready(self) -> None:
         """Do what the region builds on but does not contain: the forward of a backward, else nothing."""
@@ -65,6 +84,8 @@ class Subject:
     def region(self) -> Any:
         """The whole pass, as one region. Forward: importance, plan and kernel. Backward: the kernel alone, on the
         forward's plan. fwd+bwd: all of it, importance and its gradients included."""
+        if self._graph is not None:
+            return self._graph.replay()
         if self.pass_ == "bwd":
             leaves, out = self._state
             return torch.autograd.grad(out, leaves, self.inputs.dout, retain_graph=True)

@@ -37,7 +37,7 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
     """Gate, then time, all cells of one shape; emits a row for each.
 
     Args:
-        options: cap_s (seconds of sampling a cell), delta_files (label -> path).
+        options: cap_s (seconds of sampling a cell), delta_files (label -> path), replay (time CUDA graphs).
     """
     shape = cells[0].shape
     inputs = Inputs(shape, options.get("delta_files", {}))
@@ -64,6 +64,15 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
             else:
                 subjects[cell.id] = subject
         _free()
+    if options.get("replay"):
+        for cell in cells:
+            if cell.id in subjects:
+                emit({"event": "begin", "cell": cell.id, "stage": "capture"})
+                try:
+                    subjects[cell.id].capture()
+                except Exception as error:
+                    del subjects[cell.id]
+                    failed(cell, error)
     if not subjects:
         return
 
@@ -90,7 +99,8 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
         if after.wrong:
             emit({"event": "row", "row": failure(cell, "INCORRECT", f"after timing: {after.wrong}", after)})
         else:
-            emit(_row(cell, subject, taken, facts[cell_id] | _roofs[key]))
+            how = {"replayed": bool(options.get("replay"))}
+            emit(_row(cell, subject, taken, facts[cell_id] | _roofs[key] | how))
     _free()
 
 

@@ -10,6 +10,7 @@ import typer
 from dmabench.cells import Cell, by_shape
 from dmabench.cli.kernels_input import (
     check_delta_files,
+    check_replay,
     check_words,
     choose_device,
     expand,
@@ -62,6 +63,7 @@ def kernels(
     preset: Annotated[str | None, _text("--preset", f"{', '.join(PRESETS)} (dmabench list presets).")] = None,
     quick: Annotated[bool, _text("--quick", "The smallest honest run, the same as --preset quick.")] = False,
     no_dense: Annotated[bool, _text("--no-dense", "Leave out dense rows (there is no speed-up then).")] = False,
+    replay: Annotated[bool, _how("--replay", "Time the replay of a CUDA graph of each forward: no launches.")] = False,
     device: Annotated[str, _how("--device", "cpu, cuda, or auto: cuda where there is one.")] = "auto",
     seed: Annotated[int, _how("--seed", "Seed of inputs and of the order of rounds.")] = 0,
     cap: Annotated[float | None, _how("--cap", "Seconds of sampling a cell at most (GPU 2, CPU 4).")] = None,
@@ -103,12 +105,16 @@ def kernels(
     delta_files = label_delta_files(blocks)
     cells = expand(blocks, device, seed, dense=not no_dense)
     check_delta_files(cells, delta_files)
+    if replay:
+        check_replay(cells)
     if dry_run:
         print_cells(cells, as_json)
         return
     settings = {"blocks": blocks, "seed": seed, "device": device, "preset": preset}
+    if replay:
+        settings["replay"] = True
     cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
-    options = {"cap_s": cap_s, "delta_files": delta_files}
+    options = {"cap_s": cap_s, "delta_files": delta_files, "replay": replay}
     from dmabench.tables import add_speedups
 
     run, interrupted = _measure(cells, settings, options, results, resume, cell_timeout)

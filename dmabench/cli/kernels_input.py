@@ -88,3 +88,12 @@ def expand(blocks: list[dict[str, str]], device: str, seed: int, dense: bool) ->
     known = [backend.id for backend in backends()]
     cells = [cell for block in blocks for cell in make_cells(block, known, device, seed, dense)]
     return list({cell.id: cell for cell in cells}.values())
+
+
+def check_replay(cells: list[Cell]) -> None:
+    """Refuse --replay where no CUDA graph can be made of the region."""
+    for cell in cells:
+        if not cell.shape.device.startswith("cuda"):
+            raise Refusal("--replay times CUDA graphs, and this run is on a CPU: leave it out")
+        if cell.shape.pass_ != "fwd":
+            raise Refusal(f"--replay is for --pass fwd, not {cell.shape.pass_}: graphs of backward passes are not made")

@@ -61,6 +61,7 @@ def stored(root):
         (["--device", "cuda:99"], "use --device cpu"),
         (["--preset", "h10"], "did you mean h100?"),
         (["--quick", "--preset", "paper"], "leave one of them out"),
+        (["--replay", "--device", "cpu"], "--replay times CUDA graphs, and this run is on a CPU"),
         (["--cap", "0"], "--cap 0: write a number of seconds above 0"),
         (["--cap", "nan"], "--cap nan"),
         (["--cell-timeout", "-1"], "--cell-timeout -1"),

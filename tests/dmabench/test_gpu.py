@@ -19,14 +19,15 @@ BACKENDS = [Backend("dma", "out-of-bounds", out_of_bounds, passes=("fwd",))]
 """
 
 
-def _measure(**settings: str) -> list[dict]:
+def _measure(replay: bool = False, **settings: str) -> list[dict]:
     from dmabench.kernels import backends
 
     wanted = {**CUDA, "level": "kernel", **settings}
     known = [backend.id for backend in backends()]
     cells = make_cells(wanted, known, "cuda", 0, dense=False)
+    options = {"cap_s": 0.05, "replay": replay}
     with Worker(300) as worker:
-        groups = [worker.measure(group, {"cap_s": 0.05}, lambda *_: None) for group in by_shape(cells)]
+        groups = [worker.measure(group, options, lambda *_: None) for group in by_shape(cells)]
         return [message["row"] for group in groups for message in group]
 
 
@@ -70,3 +71,12 @@ def test_a_broken_cuda_context_costs_one_cell(outside):
         messages = list(worker.measure(cells, {"cap_s": 0.05}, lambda *_: None))
     found = {m["row"]["backend"]: m["row"]["status"] for m in messages}
     assert found == {"out-of-bounds": "RUNTIME_ERROR", "reference": "PASSED", "sdpa-flash": "PASSED"}
+
+
+def test_a_replayed_graph_is_timed_or_said_to_be_impossible():
+    rows = _measure(True, backend="dma/triton,dma/cuda,dma/reference,dense/sdpa-flash", seqlen="2000", window="200")
+    rows = {f"{row['function']}/{row['backend']}": row for row in rows}
+    for name in ("dma/triton", "dma/cuda", "dense/sdpa-flash"):
+        assert (rows[name]["status"], rows[name]["total_is"]) == ("PASSED", "graph"), rows[name]["reason"]
+    reference = rows["dma/reference"]  # it reads a flag from the device
+    assert reference["status"] == "UNSUPPORTED" and "cannot be captured in a CUDA graph" in reference["reason"]
