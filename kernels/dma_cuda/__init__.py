@@ -1,0 +1,82 @@
+"""dma/cuda: dynamic mask attention in CUDA C++, compiled by NVRTC when it is first called.
+
+Tensor cores through mma.sync, so any GPU from sm_80 on. Queries gather their keys by the plan's lists; where the window
+is too large for that to pay, keys are visited in the order of their positions.
+"""
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels import nvrtc
+from dmabench.kernels.dma_cuda import ops
+from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE
+from dmabench.kernels.plan import Plan
+from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
+
+
+def missing(device: str) -> str | None:
+    """Why the kernels cannot run there, or None."""
+    why = nvrtc.missing(device)
+    if why is None and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return f"the CUDA kernels need sm_80 or later, and {torch.cuda.get_device_name()} is older"
+    return why
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why the kernels cannot do this problem, or None."""
+    if problem.head_dim not in HEAD_DIMS:
+        return f"the CUDA kernels exist for head dimensions {' and '.join(map(str, HEAD_DIMS))}, not {problem.head_dim}"
+    return needs_half(problem, "the CUDA kernels")
+
+
+def _visits(plan: Plan) -> list[Tensor]:
+    """Which keys each block of queries visits."""
+    if plan.gathers:
+        lists = plan.key_lists()
+        return [lists.keys_BGQL, lists.full_BGQ, lists.count_BGQ]
+    return _ranges(plan)
+
+
+def _ranges(plan: Plan) -> list[Tensor]:
+    tiles = plan.tiles(BLOCK_Q, TILE)
+    return [tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN]
+
+
+def _tiles(plan: Plan) -> list[Tensor]:
+    """Which queries each tile of keys meets."""
+    return [plan.order_BGT, *_ranges(plan)]
+
+
+def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
+    """Make what the call needs from the plan; the call does it by itself if this was not called."""
+    _visits(plan)
+    if problem.backward:
+        _tiles(plan)
+
+
+def executed_pairs(*, plan: Plan, problem: Problem) -> int:
+    """Query-key pairs that the forward computes, all heads; reads the plan from the device."""
+    if not plan.gathers:
+        return int(plan.tiles(BLOCK_Q, TILE).executed_pairs()) * problem.groups
+    count = plan.key_lists().count_BGQ
+    return int(((count + TILE - 1) // TILE).sum()) * TILE * BLOCK_Q * problem.groups
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
+    tiles = _tiles(plan) if wants_gradient(q, k, v, delta) else []
+    out, lse = ops.forward(q, k, v, delta, plan.evict_BGT, _visits(plan), tiles, scale)
+    return out, lse.detach()
+
+
+BACKENDS = [
+    Backend(
+        function="dma",
+        name="cuda",
+        attend=attend,
+        missing=missing,
+        refuses=refuses,
+        prepare=prepare,
+        executed_pairs=executed_pairs,
+    )
+]

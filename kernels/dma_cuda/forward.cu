@@ -1,0 +1,185 @@
+// Forward: one block of 128 queries of one head a CTA, four warps of 32 rows, 64 keys at a time, as FlashAttention-2
+// does it (arXiv 2307.08691). Each fragment of keys that is read serves two blocks of 16 rows.
+#include "heads.cuh"
+#include "schedule.cuh"
+
+constexpr int KEYS = 64;
+constexpr int M = 2;          // blocks of 16 rows a warp
+constexpr int N = KEYS / 8;   // blocks of 8 keys
+
+struct State {
+    float out[M][D / 8][4];
+    float maximum[M][2], sum[M][2];  // of rows lane / 4 and lane / 4 + 8; scores in units of log 2; sums of this lane
+};
+
+template <bool MASKED>
+__device__ __forceinline__ void step(State& state, const unsigned char* q, const KeyBuffers<KEYS>& keys, int stage, int number,
+                                     float scale, int first_position, int lane) {
+    const Lane at(lane);
+    float s[M][N][4] = {};
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+        uint32_t a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], at.at(q, m * 16, k * 2));
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4(b, at.at(keys.k(stage), n * 8, k * 2));
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma(s[m][n], a[m], b[0], b[2]);
+                mma(s[m][n + 1], a[m], b[1], b[3]);
+            }
+        }
+    }
+
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const int entry = n * 8 + lane % 4 * 2;
+        const float2 delta = *reinterpret_cast<const float2*>(keys.delta(stage) + entry);
+        const float bias[2] = {delta.x * LOG2E, delta.y * LOG2E};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int m = 0; m < M; ++m) s[m][n][i] = fmaf(s[m][n][i], scale, bias[i & 1]);
+        }
+        if (MASKED) {
+            const int2 birth = positions_of(keys, number, entry);
+            const int2 evict = *reinterpret_cast<const int2*>(keys.evict(stage) + entry);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int from = i & 1 ? birth.y : birth.x, end = i & 1 ? evict.y : evict.x;
+#pragma unroll
+                for (int m = 0; m < M; ++m) {
+                    const int query = first_position + m * 16 + lane / 4 + i / 2 * 8;
+                    s[m][n][i] = from <= query && query < end ? s[m][n][i] : -infinity();
+                }
+            }
+        }
+    }
+
+    uint32_t p[M][KEYS / 16][4];
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float largest = state.maximum[m][half];
+#pragma unroll
+            for (int n = 0; n < N; ++n) largest = fmaxf(largest, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
+            largest = max_of_quad(largest);
+            // A row that has met no live key yet: subtracting 0 keeps its probabilities 0 rather than NaN.
+            const float subtracted = MASKED && largest == -infinity() ? 0.0f : largest;
+            const float correction = exp2_approx(state.maximum[m][half] - subtracted);
+            float sum = state.sum[m][half] * correction;
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                const float low = exp2_approx(s[m][n][half * 2] - subtracted);
+                const float high = exp2_approx(s[m][n][half * 2 + 1] - subtracted);
+                sum += low + high;
+                p[m][n / 2][n % 2 * 2 + half] = pack(low, high);
+            }
+            state.maximum[m][half] = largest;
+            state.sum[m][half] = sum;
+#pragma unroll
+            for (int n = 0; n < D / 8; ++n) {
+                state.out[m][n][half * 2] *= correction;
+                state.out[m][n][half * 2 + 1] *= correction;
+            }
+        }
+    }
+
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; ++k) {
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, at.at(keys.v(stage), k * 16, n));
+#pragma unroll
+            for (int m = 0; m < M; ++m) {
+                mma(state.out[m][n], p[m][k], b[0], b[1]);
+                mma(state.out[m][n + 1], p[m][k], b[2], b[3]);
+            }
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+dma_forward(const void* q, const void* k, const void* v, const float* delta, const int* evict, const int* p0, const int* p1,
+            const int* p2, const int* p3, unsigned char* out, float* lse, long long q_batch, long long q_head, int q_row,
+            long long k_batch, long long k_head, int k_row, long long v_batch, long long v_head, int v_row,
+            int kv_heads, int groups, int query_len, int key_len, int width, float scale) {
+    DYNAMIC_SHARED(shared);
+    unsigned char* const q_tile = shared;
+    const KeyBuffers<KEYS> keys{shared + BLOCK_Q * ROW_BYTES};
+    // Read again in every step: in registers its ten words would push others out.
+    Keys* const from_here = reinterpret_cast<Keys*>(keys.shared + KeyBuffers<KEYS>::BYTES);
+
+    const Sizes sizes{kv_heads, groups, query_len, key_len};
+    const QueryBlock mine(sizes);
+    const int first_row = mine.block * BLOCK_Q, lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32;
+    const long long bg = mine.key_head(sizes);
+    const Keys from{Strides{k_batch, k_head, k_row}.rows(k, mine.b, mine.g),
+                    Strides{v_batch, v_head, v_row}.rows(v, mine.b, mine.g), delta + bg * key_len, evict + bg * key_len};
+    const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
+    const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
+
+    if (threadIdx.x == 0) *from_here = from;
+    copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
+    int current = schedule.next(0);
+#if GATHERS
+    copy_positions(keys, schedule, 0);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    copy_positions(keys, schedule, 1);
+#endif
+    if (current < schedule.steps) copy_keys(keys, 0, schedule, current, from);
+    cp_async_commit();
+
+    State state = {};
+#pragma unroll
+    for (int m = 0; m < M; ++m) state.maximum[m][0] = state.maximum[m][1] = -infinity();
+
+    for (int stage = 0; current < schedule.steps; stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();
+        const int next = schedule.next(current + 1);
+        if (next < schedule.steps) {
+#if GATHERS
+            copy_positions(keys, schedule, next + 1);
+#endif
+            copy_keys(keys, stage ^ 1, schedule, next, *from_here);
+        }
+        cp_async_commit();
+        const unsigned char* const my_q = q_tile + warp_row * ROW_BYTES;
+        const int first_position = sizes.offset() + first_row + warp_row;
+        if (schedule.needs_mask(current)) {
+            step<true>(state, my_q, keys, stage, current, scale * LOG2E, first_position, lane);
+        } else {
+            step<false>(state, my_q, keys, stage, current, scale * LOG2E, first_position, lane);
+        }
+        current = next;
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+
+    const long long row0 = mine.first_row(sizes);
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        float factor[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float sum = sum_of_quad(state.sum[m][half]);
+            factor[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
+            const int row = first_row + warp_row + m * 16 + lane / 4 + half * 8;
+            if (lane % 4 == 0 && row < query_len) {
+                lse[row0 + row] = sum > 0.0f ? state.maximum[m][half] * LN2 + logf(sum) : -infinity();
+            }
+        }
+        store_rows(state.out[m], factor[0], factor[1], q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {
+            const int row = first_row + warp_row + m * 16 + within;
+            return row < query_len ? out + (row0 + row) * ROW_BYTES : nullptr;
+        });
+    }
+}

@@ -1,0 +1,136 @@
+"""Calls of the three CUDA kernels: which variant, how many blocks, how much shared memory, which arguments."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from dmabench.kernels import nvrtc
+
+FOLDER = Path(__file__).parent
+HEAD_DIMS = (64, 128)
+BLOCK_Q, TILE = 128, 64
+_THREADS = 128
+_KEYS = {"forward": 64, "backward_dq": 32}
+_KEY_POINTERS = 48  # struct Keys of schedule.cuh
+
+
+def defines(head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
+    """The variant of a kernel."""
+    return {"HEAD_DIM": head_dim, "BF16": int(dtype == torch.bfloat16), "GATHERS": int(gathers)}
+
+
+def shared_bytes(kernel: str, head_dim: int) -> int:
+    """Dynamic shared memory of a kernel, as its source lays it out."""
+    row = 2 * head_dim
+    if kernel == "backward_dkdv":
+        return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4
+    keys = _KEYS[kernel]
+    buffers = 4 * keys * row + 7 * keys * 4 + _KEY_POINTERS
+    return BLOCK_Q * row + buffers if kernel == "forward" else 2 * BLOCK_Q * row + buffers + BLOCK_Q * 4
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, delta: Tensor, evict: Tensor, visits: Sequence[Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
+    """out, contiguous [B, H, Tq, D] in q's dtype, and lse [B, H, Tq] (float32, natural logarithm).
+
+    Args:
+        q, k, v: [B, H, Tq, D] and [B, G, Tk, D], fp16 or bf16.
+        delta, evict: float32 and int32 [B, G, Tk].
+        visits: keys, full and count of KeyLists, or first, last, full_first and full_last of tiles of 64 keys in the
+            order of their positions.
+    """
+    q, k, v = map(addressable, (q, k, v))
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    _launch(
+        "forward",
+        q,
+        len(visits) == 3,
+        _query_blocks(q),
+        (q, k, v, delta.contiguous(), evict, *visits, *_NOTHING[len(visits) :], out, lse),
+        (q, k, v),
+        (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
+        scale,
+    )
+    return out, lse
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    visits: Sequence[Tensor],
+    tiles: Sequence[Tensor],
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv in q's dtype and ddelta (float32), contiguous; `tiles` is the order of the keys and first, last,
+    full_first and full_last of its tiles of 64. Keys that no query attends to get exact zeros."""
+    q, k, v, dout = map(addressable, (q, k, v, dout))
+    delta = delta.contiguous()
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    ddelta, rowsum = delta.new_empty(delta.shape), lse.new_empty(lse.shape)
+    _launch(
+        "backward_dq",
+        q,
+        len(visits) == 3,
+        _query_blocks(q),
+        (q, k, v, dout, delta, evict, *visits, *_NOTHING[len(visits) :], out, lse, rowsum, dq),
+        (q, k, v, dout),
+        (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
+        scale,
+    )
+    _launch(
+        "backward_dkdv",
+        q,
+        False,
+        tiles[1].numel(),
+        (q, k, v, dout, delta, evict, *tiles, lse, rowsum, dk, dv, ddelta),
+        (q, k, v, dout),
+        _sizes(q, k),
+        scale,
+    )
+    return dq, dk, dv, ddelta
+
+
+_NOTHING = (None,) * 4
+
+
+def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided, sizes, scale: float) -> None:
+    """Start `dma_<name>` of <name>.cu; the arguments are in the order in which every kernel takes them."""
+    if not blocks:
+        return
+    kernel = nvrtc.kernel(FOLDER / f"{name}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
+    strides = [integer for x in strided for integer in _strides(x)]
+    shared = shared_bytes(name, q.shape[3])
+    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, float(scale))
+
+
+def _query_blocks(q: Tensor) -> int:
+    return q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q)
+
+
+def _sizes(q: Tensor, k: Tensor) -> tuple[numpy.int32, ...]:
+    numbers = (k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2])
+    return tuple(map(numpy.int32, numbers))
+
+
+def _strides(x: Tensor) -> tuple[numpy.int64, numpy.int64, numpy.int32]:
+    """Of batch, head and row, in bytes."""
+    batch, head, row, _ = x.stride()
+    return numpy.int64(batch * 2), numpy.int64(head * 2), numpy.int32(row * 2)
+
+
+def addressable(x: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy where the kernels cannot read it in place: they copy rows 16 bytes at a time."""
+    batch, head, row, inner = x.stride()
+    if inner == 1 and not (x.data_ptr() % 16 or batch % 8 or head % 8 or row % 8) and 0 <= row < 1 << 30:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
