@@ -129,7 +129,7 @@ class Gate:
         if function == "dma":
             assert window is not None and delta_name is not None
             delta = self.inputs.delta(delta_name, window)
-            evict = eviction_times_by_heap(delta, window)
+            evict = eviction_times_by_heap(delta, window, self.inputs.key_mask)
             return delta, Lifetimes(position.expand(B, G, T), evict, window)
         zeros = torch.zeros(B, G, T, device=shape.device)
         reach = T if window is None else min(window, T)

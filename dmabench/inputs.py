@@ -45,6 +45,23 @@ def named_delta(name: str, batch: int, kv_heads: int, seqlen: int, window: int, 
     return torch.from_numpy(np.exp(0.5 * np.logaddexp(0, x))).float()
 
 
+PADDINGS = ("left", "right")
+
+
+def padded_keys(name: str, batch: int, seqlen: int) -> Tensor:
+    """Key mask, bool [B, T] on the CPU, False for padding at the `left` or `right` end.
+
+    Row b is padded by a 4 * 2^b-th of its keys, at least one; the last of several rows is nothing but padding.
+    """
+    if name not in PADDINGS:
+        raise ValueError(f"padding {name!r} is not one of {', '.join(PADDINGS)}")
+    padding = torch.tensor([[-(-seqlen // (4 << b))] for b in range(batch)])
+    if batch > 1:
+        padding[-1] = seqlen
+    real = torch.arange(seqlen) >= padding
+    return real if name == "left" else real.flip(-1)
+
+
 def delta_from_file(path: str, batch: int, kv_heads: int, seqlen: int) -> Tensor:
     """delta of a trained model from a .npy file, [G, T'] or [B, G, T'] with T' >= seqlen; the first seqlen are taken.
 
@@ -84,6 +101,8 @@ class Inputs:
     shape: Shape
     delta_files: dict[str, str] = field(default_factory=dict)
     """Label in the cell ("file:name@hash") -> path."""
+    padding: str | None = None
+    """One of PADDINGS: what the plan leaves out. Tests use it; cells have no padding."""
     _deltas: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -126,6 +145,13 @@ class Inputs:
         """[G]."""
         return self._normal("gate", self.shape.kv_heads, dtype=torch.float32) * 0.02
 
+    @cached_property
+    def key_mask(self) -> Tensor | None:
+        """bool [B, T], False for padded keys; None without padding."""
+        if self.padding is None:
+            return None
+        return padded_keys(self.padding, self.shape.batch, self.shape.seqlen).to(self.shape.device)
+
     @property
     def scale(self) -> float:
         return self.shape.head_dim**-0.5
@@ -144,4 +170,4 @@ class Inputs:
 
     def plan(self, name: str, window: int) -> Plan:
         """A fresh plan, nothing derived yet."""
-        return make_plan(self.delta(name, window), window)
+        return make_plan(self.delta(name, window), window, key_mask=self.key_mask)

@@ -101,6 +101,14 @@ class _Probe:
     def _values(self, rows_TD: Tensor) -> Tensor:
         return rows_TD.expand(self.k.shape).contiguous()
 
+    def _differentiable(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, v and out. Every input requires a gradient, as in the numeric half: a compiled attention is compiled for
+        each set of inputs that do."""
+        inputs = (self.q, k, v) if self.delta is None else (self.q, k, v, self.delta)
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = self.attention(leaves[0], leaves[1], leaves[2], leaves[3] if len(leaves) == 4 else None, self.plan)
+        return leaves[0], leaves[2], out
+
     def _compare(
         self, got: Tensor, bucket: Tensor, expected_of: Callable[[Tensor], Tensor], unit: Tensor, what: str
     ) -> str | None:
@@ -134,9 +142,7 @@ class _Probe:
         sign = (_hash(torch.arange(bucket.numel(), device=bucket.device), 7) & 1).double() * 2 - 1
         v = torch.zeros_like(self.k)
         v[..., 0] = (sign * self.one).to(v.dtype)
-        q = self.q.clone().requires_grad_()
-        k = self._values(self._one_hot(bucket, 1.0))
-        out = self.attention(q, k, v, self.delta, self.plan)
+        q, _, out = self._differentiable(self._values(self._one_hot(bucket, 1.0)), v)
         dout = torch.zeros_like(out)
         dout[..., 0] = 1
         (dq,) = torch.autograd.grad(out, q, dout)
@@ -156,8 +162,7 @@ class _Probe:
         column = bucket[rows] % D
         dout = torch.zeros_like(self.q)
         dout[:, :, rows, column] = self.one
-        v = self._values(self._one_hot(bucket, 1.0)).requires_grad_()
-        out = self.attention(self.q, self.k, v, self.delta, self.plan)
+        _, v, out = self._differentiable(self.k, self._values(self._one_hot(bucket, 1.0)))
         (dv,) = torch.autograd.grad(out, v, dout)
         eps = torch.finfo(dv.dtype).eps
         live = self.live.clamp(min=1)

@@ -16,6 +16,8 @@ FUNCTIONS = {
     "dma": "dynamic mask attention: attend(q, k, v, *, delta, plan, scale) -> (out, lse)",
     "dense": "causal attention to every key: attend(q, k, v, *, scale) -> out",
     "swa": "causal attention to the last `window` keys: attend(q, k, v, *, window, scale) -> out",
+    "mla": "multi-head latent attention: attend(q_nope, q_rope, latent, k_rope, up_k, up_v, *, scale) -> out",
+    "nsa": "native sparse attention: attend(q, k, v, *, gates, settings, scale) -> out",
 }
 ENTRY_POINTS = "dmabench.backends"
 
