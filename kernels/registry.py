@@ -123,9 +123,9 @@ class Backend:
 @cache
 def backends() -> tuple[Backend, ...]:
     """All of them: our own in the order of the tables, then those from outside."""
-    from dmabench.kernels import dense, dma_flex, dma_masked, dma_reference, dma_slots, sliding_window
+    from dmabench.kernels import dense, dma_cuda, dma_flex, dma_masked, dma_reference, dma_triton, sliding_window
 
-    own = (dma_reference, dma_flex, dma_slots, dma_masked, dense, sliding_window)
+    own = (dma_reference, dma_flex, dma_triton, dma_cuda, dma_masked, dense, sliding_window)
     found = [backend for module in own for backend in module.BACKENDS]
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         loaded = entry.load()

@@ -392,8 +392,8 @@ def test_refuses_an_unknown_backend(inputs):
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("triton", {}, "dma/triton: the fused Triton kernels are not built yet; use dma/flex"),
-        ("cuda", {}, r"dma/cuda: the CUDA C\+\+ kernels are not built yet; use dma/flex"),
+        ("triton", {}, "dma/triton: Triton kernels need a CUDA device"),
+        ("cuda", {}, r"dma/cuda: CUDA C\+\+ kernels need a CUDA device"),
         ("flex", {"grad": True}, "dma/flex: FlexAttention has no backward on a CPU; dma/reference has one"),
         ("flex", {"dtype": torch.float64}, "dma/flex: FlexAttention has no float64; dma/reference has it"),
         (

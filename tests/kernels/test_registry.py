@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmabench.kernels import Backend, Problem, Unsupported, dynamic_mask_attention, make_plan, registry
+from dmabench.kernels import Backend, Problem, Unsupported, dynamic_mask_attention, registry
 
 OURS = {
     "dma/reference",
@@ -60,20 +60,6 @@ def test_all_of_ours_are_there_once(outside):
 def test_an_unknown_id_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no backend 'dma/tritn'; known are dma/reference, dma/flex, dma/triton"):
         registry.get("dma/tritn")
-
-
-@pytest.mark.parametrize(
-    ("name", "why"), [("triton", "Triton kernels are not built"), ("cuda", r"CUDA C\+\+ kernels are not")]
-)
-def test_slots_say_why_they_are_empty(name, why, inputs):
-    backend = registry.get(f"dma/{name}")
-    for device in ("cpu", "cuda"):
-        assert why.replace("\\", "") in (backend.unavailable(device) or "")
-        problem = Problem(device, torch.bfloat16, 1, 2, 1, 32, 32, 16, 4, False)
-        assert backend.refusal(problem) == backend.unavailable(device)
-    q, k, v, delta = inputs()
-    with pytest.raises(Unsupported, match=why):  # also past the question
-        backend.attend(q, k, v, delta=delta, plan=make_plan(delta, 4), scale=0.25)
 
 
 def test_a_backend_from_outside_is_reached_by_its_name(outside, inputs):
@@ -150,4 +136,4 @@ def test_passes_on_a_device_are_those_it_does_not_refuse():
     assert registry.get("dma/flex").passes_on("cpu") == ("fwd",)
     assert registry.get("dma/flex").passes_on("cuda") == ("fwd", "bwd", "fwd+bwd")
     assert registry.get("dma/sdpa-masked").passes_on("cuda") == ("fwd",)
-    assert registry.get("dma/triton").passes_on("cuda") == ()
+    assert registry.get("dma/triton").passes_on("cpu") == ()

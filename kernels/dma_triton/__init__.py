@@ -1,0 +1,106 @@
+"""dma/triton: dynamic mask attention in three Triton kernels, forward and backward.
+
+Queries gather the keys of their list where the window is small beside the keys, and walk over tiles of keys in order
+where it is not; the keys' gradients walk over the plan's tiles. See kernels/plan.py for both structures.
+"""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels.plan import Plan, Tiles
+from dmabench.kernels.registry import Backend, Problem, Unsupported, wants_gradient
+
+TILE = 64
+"""Keys of the tiles that the kernels walk over."""
+_BLOCK_Q = 128
+
+if find_spec("triton") is not None:
+    from dmabench.kernels.dma_triton import configs, ops
+    from dmabench.kernels.dma_triton.forward import forward_kernel
+
+    _INTERPRETED = type(forward_kernel).__name__ == "InterpretedFunction"
+    _INSTALLED = True
+else:
+    _INSTALLED = _INTERPRETED = False
+
+
+def _missing(device: str) -> str | None:
+    if not _INSTALLED:
+        return "Triton is not installed; its packages are for Linux"
+    if device == "cpu" and not _INTERPRETED:
+        return "Triton kernels need a CUDA device (with TRITON_INTERPRET=1 set they run on a CPU, slowly)"
+    if device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "the Triton kernels need a CUDA device of compute capability 8.0 or later"
+    return None
+
+
+def _refuses(problem: Problem) -> str | None:
+    if problem.dtype == torch.float64:
+        return "the Triton kernels have no float64; dma/reference has it"
+    if problem.head_dim > 256:
+        return f"the Triton kernels take head dimensions up to 256, not {problem.head_dim}"
+    if problem.device == "cpu" and problem.dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly; use --dtype fp16 or fp32"
+    return None
+
+
+def _tiles(plan: Plan) -> Tiles:
+    return plan.tiles(_BLOCK_Q, TILE)
+
+
+def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
+    """Make what the call needs from the plan; the call does it by itself if this was not called."""
+    if plan.gathers:
+        plan.key_lists()
+    if problem.backward or not plan.gathers:
+        _tiles(plan)
+
+
+def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
+    if not plan.gathers:
+        return int(_tiles(plan).executed_pairs()) * problem.groups
+    device = plan.evict_BGT.device
+    block = configs.choose(problem.head_dim, problem.dtype, configs.shared_memory(device)).forward.block_n
+    count = plan.key_lists().count_BGQ
+    return int(((count + block - 1) // block).sum(dtype=torch.int64)) * block * _BLOCK_Q * problem.groups
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
+    if why := _missing(q.device.type):
+        raise Unsupported(why)
+    backward = wants_gradient(q, k, v, delta)
+    lists = plan.key_lists() if plan.gathers else None
+    tiles = _tiles(plan) if backward or not plan.gathers else None
+    out, lse = ops.forward(
+        q,
+        k,
+        v,
+        delta,
+        plan.evict_BGT,
+        lists and lists.keys_BGQL,
+        lists and lists.full_BGQ,
+        lists and lists.count_BGQ,
+        plan.order_BGT if backward else None,
+        tiles and tiles.first_BGN,
+        tiles and tiles.last_BGN,
+        tiles and tiles.full_first_BGN,
+        tiles and tiles.full_last_BGN,
+        scale,
+    )
+    return out, lse.detach()
+
+
+BACKENDS = [
+    Backend(
+        function="dma",
+        name="triton",
+        attend=attend,
+        missing=_missing,
+        refuses=_refuses,
+        prepare=prepare,
+        executed_pairs=_executed_pairs,
+    )
+]

@@ -1,0 +1,166 @@
+"""The gradient of the queries: the loops of the forward kernel once more, with probabilities recomputed from lse.
+
+It also makes what the kernel of the keys' gradients reads of each query row, without a mask: rowsum(dout * out) and lse
+in units of log 2, with whole blocks of 128 rows.
+"""
+
+import triton
+import triton.language as tl
+
+from dmabench.kernels.dma_triton.tiles import (
+    LIST_BLOCK,
+    LOG2E,
+    TILE,
+    load_keys,
+    load_rows,
+    next_run,
+    query_program,
+    store_rows,
+)
+
+
+@triton.jit
+def _add_keys(
+    dq,
+    q,
+    dout,
+    lse_log2,
+    row_sum,
+    k,
+    v,
+    delta,
+    evict,
+    keys,
+    position,
+    begin,
+    middle,
+    stop,
+    k_t,
+    v_t,
+    key_len,
+    scale_log2,
+    GATHERS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dq / scale from the keys at entries [begin, stop), of which those before `middle` need no mask."""
+    for MASKED in tl.static_range(2):
+        for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
+            entry = at + tl.arange(0, BLOCK_N)
+            key, there, evicted, bias = load_keys(keys, evict, delta, entry, stop, key_len, GATHERS, MASKED)
+            k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
+            v_ND = load_rows(v, key, v_t, there, MASKED, HEAD_DIM, BLOCK_D)
+            score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
+            if MASKED:
+                live = (key[None, :] <= position[:, None]) & (position[:, None] < evicted[None, :])
+                score = tl.where(live, score, float("-inf"))
+            p = tl.exp2(score - lse_log2[:, None])
+            dp = tl.dot(dout, tl.trans(v_ND), input_precision="ieee")
+            ds = p * (dp - row_sum[:, None])
+            dq = tl.dot(ds.to(k_ND.dtype), k_ND, dq, input_precision="ieee")
+    return dq
+
+
+@triton.jit
+def backward_queries_kernel(
+    q,
+    k,
+    v,
+    delta,
+    evict,
+    keys,
+    full,
+    count,
+    first,
+    last,
+    full_first,
+    full_last,
+    out,
+    lse,
+    dout,
+    dq,
+    row_sums,
+    lses_log2,
+    q_b,
+    q_h,
+    q_t,
+    k_b,
+    k_g,
+    k_t,
+    v_b,
+    v_g,
+    v_t,
+    o_b,
+    o_h,
+    o_t,
+    do_b,
+    do_h,
+    do_t,
+    dq_b,
+    dq_h,
+    dq_t,
+    kv_heads,
+    groups,
+    query_len,
+    key_len,
+    list_width,
+    scale,
+    scale_log2,
+    GATHERS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program for BLOCK_M query rows of one head. Strides are in elements, by batch, head and row."""
+    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M)
+    rows = row + tl.arange(0, BLOCK_M)
+    there = rows < query_len
+    position = rows + (key_len - query_len)
+    q_MD = load_rows(q + b * q_b + h * q_h, rows, q_t, there, True, HEAD_DIM, BLOCK_D)
+    do_MD = load_rows(dout + b * do_b + h * do_h, rows, do_t, there, True, HEAD_DIM, BLOCK_D)
+    o_MD = load_rows(out + b * o_b + h * o_h, rows, o_t, there, True, HEAD_DIM, BLOCK_D)
+    row_sum = tl.sum(do_MD.to(tl.float32) * o_MD.to(tl.float32), 1)
+    query_head = b * kv_heads * groups + h
+    natural = tl.load(lse + query_head * query_len + rows, mask=there, other=float("-inf"))
+    # Where no key is live, and in rows past the end, every probability is 0: exp2(score - inf).
+    lse_log2 = tl.where(natural == float("-inf"), float("inf"), natural * LOG2E)
+    padded = query_head * (tl.cdiv(query_len, LIST_BLOCK) * LIST_BLOCK) + rows
+    tl.store(row_sums + padded, row_sum)
+    tl.store(lses_log2 + padded, lse_log2)
+    head = b * kv_heads + g
+    delta += head * key_len
+    evict += head * key_len
+    k += b * k_b + g * k_g
+    v += b * v_b + g * v_g
+    block = row // LIST_BLOCK
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+
+    if GATHERS:
+        listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
+        keys += listed * list_width
+        stop = tl.load(count + listed)
+        middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
+        acc = _add_keys(
+            acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, keys, position, 0, middle, stop, k_t, v_t, key_len,
+            scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
+    else:
+        tiles = tl.cdiv(key_len, TILE)
+        first += head * tiles
+        last += head * tiles
+        full_first += head * tiles
+        full_last += head * tiles
+        # No key after the last position of the program's rows.
+        end = tl.cdiv(tl.minimum(row + BLOCK_M + (key_len - query_len), key_len), TILE)
+        tile = 0
+        while tile < end:
+            begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
+            acc = _add_keys(
+                acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, keys, position, begin * TILE, middle * TILE,
+                stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            )  # fmt: skip
+            tile = stop
+
+    store_rows(dq + b * dq_b + h * dq_h, rows, dq_t, there, acc * scale, HEAD_DIM, BLOCK_D)

@@ -1,0 +1,154 @@
+"""The forward kernel: flash attention of a block of queries to the keys of its list, or to the tiles of keys in order.
+
+Scores are kept in units of log 2, where the exponential is one instruction.
+"""
+
+import triton
+import triton.language as tl
+
+from dmabench.kernels.dma_triton.tiles import (
+    LIST_BLOCK,
+    LN2,
+    TILE,
+    load_keys,
+    load_rows,
+    next_run,
+    query_program,
+    store_rows,
+)
+
+
+@triton.jit
+def _add_keys(
+    acc,
+    top,
+    total,
+    q,
+    k,
+    v,
+    delta,
+    evict,
+    keys,
+    position,
+    begin,
+    middle,
+    stop,
+    k_t,
+    v_t,
+    key_len,
+    scale_log2,
+    GATHERS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The online softmax over the keys at entries [begin, stop), of which those before `middle` need no mask."""
+    for MASKED in tl.static_range(2):
+        for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
+            entry = at + tl.arange(0, BLOCK_N)
+            key, there, evicted, bias = load_keys(keys, evict, delta, entry, stop, key_len, GATHERS, MASKED)
+            k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
+            score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
+            if MASKED:
+                live = (key[None, :] <= position[:, None]) & (position[:, None] < evicted[None, :])
+                score = tl.where(live, score, float("-inf"))
+            highest = tl.maximum(top, tl.max(score, 1))
+            # A row that has met no live key yet: its scores are all -inf, and -inf - 0 is no NaN.
+            shift = tl.where(highest == float("-inf"), 0.0, highest)
+            p = tl.exp2(score - shift[:, None])
+            shrink = tl.exp2(top - shift)
+            total = total * shrink + tl.sum(p, 1)
+            acc = acc * shrink[:, None]
+            v_ND = load_rows(v, key, v_t, there, MASKED, HEAD_DIM, BLOCK_D)
+            acc = tl.dot(p.to(v_ND.dtype), v_ND, acc, input_precision="ieee")
+            top = highest
+    return acc, top, total
+
+
+@triton.jit
+def forward_kernel(
+    q,
+    k,
+    v,
+    delta,
+    evict,
+    keys,
+    full,
+    count,
+    first,
+    last,
+    full_first,
+    full_last,
+    out,
+    lse,
+    q_b,
+    q_h,
+    q_t,
+    k_b,
+    k_g,
+    k_t,
+    v_b,
+    v_g,
+    v_t,
+    o_b,
+    o_h,
+    o_t,
+    kv_heads,
+    groups,
+    query_len,
+    key_len,
+    list_width,
+    scale_log2,
+    GATHERS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program for BLOCK_M query rows of one head. Strides are in elements, by batch, head and row."""
+    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M)
+    rows = row + tl.arange(0, BLOCK_M)
+    there = rows < query_len
+    position = rows + (key_len - query_len)
+    q_MD = load_rows(q + b * q_b + h * q_h, rows, q_t, there, True, HEAD_DIM, BLOCK_D)
+    head = b * kv_heads + g
+    delta += head * key_len
+    evict += head * key_len
+    k += b * k_b + g * k_g
+    v += b * v_b + g * v_g
+    block = row // LIST_BLOCK
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+
+    if GATHERS:
+        listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
+        keys += listed * list_width
+        stop = tl.load(count + listed)
+        middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
+        acc, top, total = _add_keys(
+            acc, top, total, q_MD, k, v, delta, evict, keys, position, 0, middle, stop, k_t, v_t, key_len, scale_log2,
+            GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
+    else:
+        tiles = tl.cdiv(key_len, TILE)
+        first += head * tiles
+        last += head * tiles
+        full_first += head * tiles
+        full_last += head * tiles
+        # No key after the last position of the program's rows.
+        end = tl.cdiv(tl.minimum(row + BLOCK_M + (key_len - query_len), key_len), TILE)
+        tile = 0
+        while tile < end:
+            begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
+            acc, top, total = _add_keys(
+                acc, top, total, q_MD, k, v, delta, evict, keys, position, begin * TILE, middle * TILE,
+                stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            )  # fmt: skip
+            tile = stop
+
+    empty = total == 0.0
+    o_MD = acc / tl.where(empty, 1.0, total)[:, None]
+    store_rows(out + b * o_b + h * o_h, rows, o_t, there, o_MD, HEAD_DIM, BLOCK_D)
+    natural = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    tl.store(lse + (b * kv_heads * groups + h) * query_len + rows, natural, mask=there)

@@ -1,0 +1,137 @@
+"""The kernels as PyTorch operators: torch.compile, graph capture and autograd see them.
+
+`torch.ops.dmabench.dma_triton_forward` and `_backward` take plain tensors. The plan's lists are per key/value head:
+keys, full, count where keys are gathered (see key_lists.py); first, last, full_first, full_last are the ranges of the
+plan's tiles of 64 keys, and order the keys' order (see plan.py). The backward needs order and tiles always, the forward
+only where it does not gather.
+"""
+
+import torch
+from torch import Tensor
+
+from dmabench.kernels.dma_triton.backward_keys import backward_keys_kernel
+from dmabench.kernels.dma_triton.backward_queries import backward_queries_kernel
+from dmabench.kernels.dma_triton.configs import Configs, block_d, choose, shared_memory
+from dmabench.kernels.dma_triton.forward import forward_kernel
+from dmabench.kernels.key_lists import BLOCK_Q
+
+LOG2E = 1.4426950408889634
+
+
+def _configs(q: Tensor) -> Configs:
+    return choose(q.shape[-1], q.dtype, shared_memory(q.device))
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    """The kernels take any strides but those of the last dimension."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """In the layout of `x` where its rows are contiguous: [B, T, H, D] seen as [B, H, T, D] stays so."""
+    return torch.empty_like(x, memory_format=torch.preserve_format if x.stride(-1) == 1 else torch.contiguous_format)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _query_grid(q: Tensor, block_m: int) -> tuple[int]:
+    return (q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // block_m),)
+
+
+@torch.library.custom_op("dmabench::dma_triton_forward", mutates_args=())
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    keys: Tensor | None,
+    full: Tensor | None,
+    count: Tensor | None,
+    order: Tensor | None,
+    first: Tensor | None,
+    last: Tensor | None,
+    full_first: Tensor | None,
+    full_last: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """out in q's dtype and layout, lse float32 [B, H, Tq]. `order` is for the backward."""
+    q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    out, lse = _empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    config = _configs(q).forward
+    with torch.cuda.device_of(q):
+        forward_kernel[_query_grid(q, config.block_m)](
+            q, k, v, delta.contiguous(), evict, keys, full, count, first, last, full_first, full_last, out, lse,
+            *_strides(q, k, v, out), k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2],
+            0 if keys is None else keys.shape[3], scale * LOG2E, GATHERS=keys is not None, HEAD_DIM=q.shape[3],
+            BLOCK_D=block_d(q.shape[3]), **config.options(),
+        )  # fmt: skip
+    return out, lse
+
+
+@forward.register_fake
+def _(q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, scale):
+    return _empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+
+
+@torch.library.custom_op("dmabench::dma_triton_backward", mutates_args=())
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    keys: Tensor | None,
+    full: Tensor | None,
+    count: Tensor | None,
+    order: Tensor,
+    first: Tensor,
+    last: Tensor,
+    full_first: Tensor,
+    full_last: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv in the dtype and layout of q, k, v, and ddelta float32 [B, G, Tk]."""
+    dout, q, k, v = (_rows_contiguous(x) for x in (dout, q, k, v))
+    delta = delta.contiguous()
+    dq, dk, dv = (_empty_like(x) for x in (q, k, v))
+    ddelta = torch.empty(delta.shape, dtype=torch.float32, device=q.device)
+    (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+    # For the second kernel, with whole blocks of rows.
+    row_sums, lses_log2 = torch.empty((2, B, H, -(-Tq // BLOCK_Q) * BLOCK_Q), dtype=torch.float32, device=q.device)
+    queries, by_key = _configs(q).queries, _configs(q).keys
+    with torch.cuda.device_of(q):
+        backward_queries_kernel[_query_grid(q, queries.block_m)](
+            q, k, v, delta, evict, keys, full, count, first, last, full_first, full_last, out, lse, dout, dq, row_sums,
+            lses_log2, *_strides(q, k, v, out, dout, dq), G, H // G, Tq, Tk, 0 if keys is None else keys.shape[3],
+            scale, scale * LOG2E, GATHERS=keys is not None, HEAD_DIM=D, BLOCK_D=block_d(D), **queries.options(),
+        )  # fmt: skip
+        backward_keys_kernel[(B * G * -(-Tk // by_key.block_n),)](
+            q, k, v, delta, evict, order, first, last, full_first, full_last, lses_log2, row_sums, dout, dk, dv, ddelta,
+            *_strides(q, k, v, dout, dk, dv), G, H // G, Tq, Tk, scale, scale * LOG2E, HEAD_DIM=D,
+            BLOCK_D=block_d(D), **by_key.options(),
+        )  # fmt: skip
+    return dq, dk, dv, ddelta
+
+
+@backward.register_fake
+def _(dout, q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, out, lse, scale):
+    return _empty_like(q), _empty_like(k), _empty_like(v), torch.empty_like(delta).contiguous()
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _differentiate(ctx, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = backward(dout, *ctx.saved_tensors, ctx.scale)
+    return *grads, *(None,) * 10
+
+
+forward.register_autograd(_differentiate, setup_context=_setup_context)
