@@ -10,7 +10,7 @@ from torch import Tensor
 import dmabench.gate
 from dmabench.cells import Shape
 from dmabench.gate import Gate, Verdict
-from dmabench.inputs import Inputs
+from dmabench.inputs import PADDINGS, Inputs
 from dmabench.kernels import Plan, dynamic_mask_attention, make_plan, registry
 from dmabench.kernels.lifetimes import eviction_times
 
@@ -254,6 +254,27 @@ def test_the_right_function_passes(gates, dtype, delta):
     verdict = _check(gates("fwd+bwd", dtype), right, delta)
     assert verdict.wrong is None
     assert 0 <= verdict.error <= verdict.budget
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("seqlen", [1, 300])
+def test_padding_is_part_of_the_function(padding, seqlen):
+    """Left or right, and a row of the batch that is nothing but padding."""
+    inputs = Inputs(replace(_shape("bwd", seqlen=seqlen), batch=3), padding=padding)
+    gate = Gate(inputs, backward=True)
+    plan = inputs.plan("iid", WINDOW)
+    assert not plan.live_BGT[2].any() and bool(plan.live_BGT[0].any()) == (seqlen > 1)
+    assert not gate.check(right, "dma", WINDOW, "iid", plan).wrong
+    unpadded = make_plan(inputs.delta("iid", WINDOW), WINDOW)
+    assert gate.check(lambda q, k, v, d, p: right(q, k, v, d, unpadded), "dma", WINDOW, "iid", plan).wrong
+
+    def counted(q, k, v, delta, plan):
+        """Padded keys are not attended, but take places in the window."""
+        evict = torch.where(inputs.key_mask[:, None], unpadded.evict_BGT, plan.evict_BGT)
+        return right(q, k, v, delta, with_evict(plan, lambda _: evict))
+
+    if seqlen > WINDOW:
+        assert gate.check(counted, "dma", WINDOW, "iid", plan).wrong
 
 
 @pytest.mark.parametrize("backend_id", ["dense/sdpa-flash", "dense/sdpa-math"])

@@ -6,7 +6,7 @@ import torch
 
 from dmabench.cells import DELTAS, Shape
 from dmabench.errors import Refusal
-from dmabench.inputs import Inputs, delta_from_file, named_delta
+from dmabench.inputs import Inputs, delta_from_file, named_delta, padded_keys
 
 
 def _delta(name: str, T: int = 4096, window: int = 256) -> torch.Tensor:
@@ -87,3 +87,21 @@ def test_what_is_no_array_is_refused(tmp_path):
     (tmp_path / "delta.npy").write_text("not an array")
     with pytest.raises(Refusal, match=r"numpy\.save"):
         delta_from_file(str(tmp_path / "delta.npy"), 1, 3, 40)
+
+
+def test_padded_keys_are_at_one_end_and_fill_the_last_row():
+    left = padded_keys("left", 3, 10)
+    assert left.dtype == torch.bool and (~left).sum(-1).tolist() == [3, 2, 10]
+    assert left[0].tolist() == [False] * 3 + [True] * 7
+    assert torch.equal(padded_keys("right", 3, 10), left.flip(-1))
+    assert (~padded_keys("left", 1, 10)).sum() == 3 and not padded_keys("right", 1, 1).any()
+    with pytest.raises(ValueError, match="padding 'middle' is not one of left, right"):
+        padded_keys("middle", 1, 10)
+
+
+def test_padding_reaches_the_plan():
+    shape = Shape("fwd", "kernel", 20, 2, 2, 1, 16, "fp32", 0, "cpu")
+    inputs = Inputs(shape, padding="right")
+    assert torch.equal(inputs.key_mask, padded_keys("right", 2, 20))
+    assert torch.equal(inputs.plan("constant", 20).live_BGT[:, 0], inputs.key_mask)
+    assert Inputs(shape).key_mask is None
