@@ -1,0 +1,25 @@
+"""The attentions of the model, a module per kind. A new one is a module here, an operator in kernels, and a line below.
+
+A kind is an nn.Module made from a ModelConfig with `forward(x_BTC, step)`, `new_state(full)` and
+`rotary_dims(config)`; base.py has what most share.
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+from dmabench.tasks.config import KINDS, ModelConfig
+
+CLASSES = {
+    "mha": "DenseAttention",
+    "swa": "WindowAttention",
+    "mla": "LatentAttention",
+    "nsa": "NativeSparseAttention",
+    "dma": "DynamicMaskAttention",
+}
+assert tuple(CLASSES) == KINDS
+
+
+def build(kind: str, config: ModelConfig) -> nn.Module:
+    """An attention of one of KINDS."""
+    return getattr(import_module(f"dmabench.tasks.attention.{kind}"), CLASSES[kind])(config)
