@@ -29,30 +29,32 @@ struct Sums {
 
 // products[n] = 16 rows of `a` times ROWS rows of `b`
 __device__ __forceinline__ void multiply(float products[N][4], const unsigned char* a_tile, const unsigned char* b_tile,
-                                         const Lane& at) {
+                                         int lane) {
+    const Lane by_row = rows_first(lane), by_piece = pieces_first(lane);
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {
         uint32_t a[4];
-        ldmatrix_x4(a, at.at(a_tile, 0, k * 2));
+        ldmatrix_x4(a, by_row.at(a_tile, 0, k * 2));
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, at.at(b_tile, n * 8, k * 2));
-            mma(products[n], a, b[0], b[2]);
-            mma(products[n + 1], a, b[1], b[3]);
+            ldmatrix_x4(b, by_piece.at(b_tile, n * 8, k * 2));
+            mma(products[n], a, b[0], b[1]);
+            mma(products[n + 1], a, b[2], b[3]);
         }
     }
 }
 
 // sums += weights (16 keys x ROWS queries) times the rows of a tile
 __device__ __forceinline__ void accumulate(float sums[D / 8][4], const uint32_t weights[ROWS / 16][4], const unsigned char* tile,
-                                           const Lane& at) {
+                                           int lane) {
+    const Lane by_row = rows_first(lane);
 #pragma unroll
     for (int k = 0; k < ROWS / 16; ++k) {
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, at.at(tile, k * 16, n));
+            ldmatrix_x4_trans(b, by_row.at(tile, k * 16, n));
             mma(sums[n], weights[k], b[0], b[1]);
             mma(sums[n + 1], weights[k], b[2], b[3]);
         }
@@ -62,11 +64,10 @@ __device__ __forceinline__ void accumulate(float sums[D / 8][4], const uint32_t 
 template <bool MASKED>
 __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const unsigned char* v, const QueryBuffers& queries,
                                      int stage, const MyKeys& keys, float scale, int first_position, int lane) {
-    const Lane at(lane);
     float s[N][4] = {}, dp[N][4] = {};
-    multiply(s, k, queries.q(stage), at);
+    multiply(s, k, queries.q(stage), lane);
     uint32_t p[ROWS / 16][4], ds[ROWS / 16][4];
-    multiply(dp, v, queries.dout(stage), at);
+    multiply(dp, v, queries.dout(stage), lane);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
         const int column = n * 8 + lane % 4 * 2;
@@ -92,8 +93,8 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
             ds[n / 2][n % 2 * 2 + half] = pack(gradient[0], gradient[1]);
         }
     }
-    accumulate(sums.dv, p, queries.dout(stage), at);
-    accumulate(sums.dk, ds, queries.q(stage), at);
+    accumulate(sums.dv, p, queries.dout(stage), lane);
+    accumulate(sums.dk, ds, queries.q(stage), lane);
 }
 
 struct Queries {
@@ -124,7 +125,7 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
                   const float* lse, const float* rowsum, unsigned char* dk, unsigned char* dv, float* ddelta,
                   long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head, int k_row,
                   long long v_batch, long long v_head, int v_row, long long dout_batch, long long dout_head, int dout_row,
-                  int kv_heads, int groups, int query_len, int key_len, float scale) {
+                  int kv_heads, int groups, int query_len, int key_len, float scale_log2) {
     DYNAMIC_SHARED(shared);
     unsigned char *const k_tile = shared, *const v_tile = k_tile + KEYS * ROW_BYTES;
     const QueryBuffers queries{v_tile + KEYS * ROW_BYTES};
@@ -172,9 +173,9 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
         const unsigned char *const my_k = k_tile + warp_row * ROW_BYTES, *const my_v = v_tile + warp_row * ROW_BYTES;
         const int first_position = sizes.offset() + block * ROWS;
         if (full_begin <= block && block < full_end) {
-            step<false>(sums, my_k, my_v, queries, stage, mine, scale * LOG2E, first_position, lane);
+            step<false>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
         } else {
-            step<true>(sums, my_k, my_v, queries, stage, mine, scale * LOG2E, first_position, lane);
+            step<true>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
         }
         block = next_block, head = next_head;
     }
@@ -187,7 +188,7 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
             return entry < entries ? gradient + (bg * key_len + positions[entry]) * ROW_BYTES : nullptr;
         };
     };
-    store_rows(sums.dk, scale, scale, k_tile, warp_row, lane, target(dk));
+    store_rows(sums.dk, scale_log2 * LN2, scale_log2 * LN2, k_tile, warp_row, lane, target(dk));
     store_rows(sums.dv, 1.0f, 1.0f, v_tile, warp_row, lane, target(dv));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

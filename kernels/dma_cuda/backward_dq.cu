@@ -9,20 +9,21 @@ constexpr int N = KEYS / 8;  // blocks of 8 keys
 
 // products[m][n] = rows of `a` times keys of `b`
 __device__ __forceinline__ void multiply(float products[M][N][4], const unsigned char* a_tile, const unsigned char* b_tile,
-                                         const Lane& at) {
+                                         int lane) {
+    const Lane by_row = rows_first(lane), by_piece = pieces_first(lane);
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {
         uint32_t a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], at.at(a_tile, m * 16, k * 2));
+        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], by_row.at(a_tile, m * 16, k * 2));
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, at.at(b_tile, n * 8, k * 2));
+            ldmatrix_x4(b, by_piece.at(b_tile, n * 8, k * 2));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
-                mma(products[m][n], a[m], b[0], b[2]);
-                mma(products[m][n + 1], a[m], b[1], b[3]);
+                mma(products[m][n], a[m], b[0], b[1]);
+                mma(products[m][n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -32,10 +33,9 @@ template <bool MASKED>
 __device__ __forceinline__ void step(float dq[M][D / 8][4], const unsigned char* q, const unsigned char* dout,
                                      const KeyBuffers<KEYS>& keys, int stage, int number, float scale,
                                      const float lse[M][2], const float rowsum[M][2], int first_position, int lane) {
-    const Lane at(lane);
     float s[M][N][4] = {}, dp[M][N][4] = {};
-    multiply(s, q, keys.k(stage), at);
-    multiply(dp, dout, keys.v(stage), at);
+    multiply(s, q, keys.k(stage), lane);
+    multiply(dp, dout, keys.v(stage), lane);
 
     uint32_t ds[M][KEYS / 16][4];
 #pragma unroll
@@ -69,12 +69,13 @@ __device__ __forceinline__ void step(float dq[M][D / 8][4], const unsigned char*
         }
     }
 
+    const Lane by_row = rows_first(lane);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, at.at(keys.k(stage), k * 16, n));
+            ldmatrix_x4_trans(b, by_row.at(keys.k(stage), k * 16, n));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 mma(dq[m][n], ds[m][k], b[0], b[1]);
@@ -113,34 +114,35 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
                 const int* p0, const int* p1, const int* p2, const int* p3, const void* out, const float* lse, float* rowsum,
                 unsigned char* dq, long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head,
                 int k_row, long long v_batch, long long v_head, int v_row, long long dout_batch, long long dout_head,
-                int dout_row, int kv_heads, int groups, int query_len, int key_len, int width, float scale) {
+                int dout_row, int kv_heads, int groups, int query_len, int key_len, int width, float scale_log2) {
     DYNAMIC_SHARED(shared);
     unsigned char* const q_tile = shared;
     unsigned char* const dout_tile = q_tile + BLOCK_Q * ROW_BYTES;
     const KeyBuffers<KEYS> keys{dout_tile + BLOCK_Q * ROW_BYTES};
-    Keys* const from_here = reinterpret_cast<Keys*>(keys.shared + KeyBuffers<KEYS>::BYTES);
-    float* const rowsum_here = reinterpret_cast<float*>(from_here + 1);
+    Kept* const kept = reinterpret_cast<Kept*>(keys.shared + KeyBuffers<KEYS>::BYTES);
+    float* const rowsum_here = reinterpret_cast<float*>(kept + 1);
 
     const Sizes sizes{kv_heads, groups, query_len, key_len};
     const QueryBlock mine(sizes);
     const int first_row = mine.block * BLOCK_Q, lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32;
     const long long bg = mine.key_head(sizes), row0 = mine.first_row(sizes);
     const Keys from{Strides{k_batch, k_head, k_row}.rows(k, mine.b, mine.g),
-                    Strides{v_batch, v_head, v_row}.rows(v, mine.b, mine.g), delta + bg * key_len, evict + bg * key_len};
+                    Strides{v_batch, v_head, v_row}.rows(v, mine.b, mine.g), delta + bg * key_len, evict + bg * key_len,
+                    p0 + (bg * sizes.query_blocks() + mine.block) * width};
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *from_here = from;
+    if (threadIdx.x == 0) *kept = {from, row0 + first_row};
     const Rows dout_rows = Strides{dout_batch, dout_head, dout_row}.rows(dout, mine.b, mine.head);
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     copy_rows<BLOCK_Q>(dout_tile, dout_rows, first_row, query_len);
     int current = schedule.next(0);
 #if GATHERS
-    copy_positions(keys, schedule, 0);
+    copy_positions(keys, schedule, 0, from);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    copy_positions(keys, schedule, 1);
+    copy_positions(keys, schedule, 1, from);
 #endif
     if (current < schedule.steps) copy_keys(keys, 0, schedule, current, from);
     cp_async_commit();
@@ -166,17 +168,17 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         const int next = schedule.next(current + 1);
         if (next < schedule.steps) {
 #if GATHERS
-            copy_positions(keys, schedule, next + 1);
+            copy_positions(keys, schedule, next + 1, kept->keys);
 #endif
-            copy_keys(keys, stage ^ 1, schedule, next, *from_here);
+            copy_keys(keys, stage ^ 1, schedule, next, kept->keys);
         }
         cp_async_commit();
         const unsigned char *const my_q = q_tile + warp_row * ROW_BYTES, *const my_dout = dout_tile + warp_row * ROW_BYTES;
         const int first_position = sizes.offset() + first_row + warp_row;
         if (schedule.needs_mask(current)) {
-            step<true>(sums, my_q, my_dout, keys, stage, current, scale * LOG2E, my_lse, my_rowsum, first_position, lane);
+            step<true>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
         } else {
-            step<false>(sums, my_q, my_dout, keys, stage, current, scale * LOG2E, my_lse, my_rowsum, first_position, lane);
+            step<false>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
         }
         current = next;
     }
@@ -185,9 +187,10 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
 
 #pragma unroll
     for (int m = 0; m < M; ++m) {
+        const float scale = scale_log2 * LN2;
         store_rows(sums[m], scale, scale, q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {
-            const int row = first_row + warp_row + m * 16 + within;
-            return row < query_len ? dq + (row0 + row) * ROW_BYTES : nullptr;
+            const int row = warp_row + m * 16 + within;
+            return row < query_len - first_row ? dq + (kept->first_row + row) * ROW_BYTES : nullptr;
         });
     }
 }

@@ -15,21 +15,21 @@ struct State {
 template <bool MASKED>
 __device__ __forceinline__ void step(State& state, const unsigned char* q, const KeyBuffers<KEYS>& keys, int stage, int number,
                                      float scale, int first_position, int lane) {
-    const Lane at(lane);
+    const Lane by_row = rows_first(lane), by_piece = pieces_first(lane);
     float s[M][N][4] = {};
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {
         uint32_t a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], at.at(q, m * 16, k * 2));
+        for (int m = 0; m < M; ++m) ldmatrix_x4(a[m], by_row.at(q, m * 16, k * 2));
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, at.at(keys.k(stage), n * 8, k * 2));
+            ldmatrix_x4(b, by_piece.at(keys.k(stage), n * 8, k * 2));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
-                mma(s[m][n], a[m], b[0], b[2]);
-                mma(s[m][n + 1], a[m], b[1], b[3]);
+                mma(s[m][n], a[m], b[0], b[1]);
+                mma(s[m][n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -94,7 +94,7 @@ __device__ __forceinline__ void step(State& state, const unsigned char* q, const
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, at.at(keys.v(stage), k * 16, n));
+            ldmatrix_x4_trans(b, by_row.at(keys.v(stage), k * 16, n));
 #pragma unroll
             for (int m = 0; m < M; ++m) {
                 mma(state.out[m][n], p[m][k], b[0], b[1]);
@@ -108,31 +108,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 dma_forward(const void* q, const void* k, const void* v, const float* delta, const int* evict, const int* p0, const int* p1,
             const int* p2, const int* p3, unsigned char* out, float* lse, long long q_batch, long long q_head, int q_row,
             long long k_batch, long long k_head, int k_row, long long v_batch, long long v_head, int v_row,
-            int kv_heads, int groups, int query_len, int key_len, int width, float scale) {
+            int kv_heads, int groups, int query_len, int key_len, int width, float scale_log2) {
     DYNAMIC_SHARED(shared);
     unsigned char* const q_tile = shared;
     const KeyBuffers<KEYS> keys{shared + BLOCK_Q * ROW_BYTES};
-    // Read again in every step: in registers its ten words would push others out.
-    Keys* const from_here = reinterpret_cast<Keys*>(keys.shared + KeyBuffers<KEYS>::BYTES);
+    Kept* const kept = reinterpret_cast<Kept*>(keys.shared + KeyBuffers<KEYS>::BYTES);
 
     const Sizes sizes{kv_heads, groups, query_len, key_len};
     const QueryBlock mine(sizes);
     const int first_row = mine.block * BLOCK_Q, lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 32;
     const long long bg = mine.key_head(sizes);
     const Keys from{Strides{k_batch, k_head, k_row}.rows(k, mine.b, mine.g),
-                    Strides{v_batch, v_head, v_row}.rows(v, mine.b, mine.g), delta + bg * key_len, evict + bg * key_len};
+                    Strides{v_batch, v_head, v_row}.rows(v, mine.b, mine.g), delta + bg * key_len, evict + bg * key_len,
+                    p0 + (bg * sizes.query_blocks() + mine.block) * width};
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *from_here = from;
+    if (threadIdx.x == 0) *kept = {from, mine.first_row(sizes) + first_row};
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     int current = schedule.next(0);
 #if GATHERS
-    copy_positions(keys, schedule, 0);
+    copy_positions(keys, schedule, 0, from);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    copy_positions(keys, schedule, 1);
+    copy_positions(keys, schedule, 1, from);
 #endif
     if (current < schedule.steps) copy_keys(keys, 0, schedule, current, from);
     cp_async_commit();
@@ -147,24 +147,24 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
         const int next = schedule.next(current + 1);
         if (next < schedule.steps) {
 #if GATHERS
-            copy_positions(keys, schedule, next + 1);
+            copy_positions(keys, schedule, next + 1, kept->keys);
 #endif
-            copy_keys(keys, stage ^ 1, schedule, next, *from_here);
+            copy_keys(keys, stage ^ 1, schedule, next, kept->keys);
         }
         cp_async_commit();
         const unsigned char* const my_q = q_tile + warp_row * ROW_BYTES;
         const int first_position = sizes.offset() + first_row + warp_row;
         if (schedule.needs_mask(current)) {
-            step<true>(state, my_q, keys, stage, current, scale * LOG2E, first_position, lane);
+            step<true>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
         } else {
-            step<false>(state, my_q, keys, stage, current, scale * LOG2E, first_position, lane);
+            step<false>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
         }
         current = next;
     }
     cp_async_wait<0>();
     __syncthreads();
 
-    const long long row0 = mine.first_row(sizes);
+    const int rows = query_len - first_row;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         float factor[2];
@@ -172,14 +172,14 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
         for (int half = 0; half < 2; ++half) {
             const float sum = sum_of_quad(state.sum[m][half]);
             factor[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
-            const int row = first_row + warp_row + m * 16 + lane / 4 + half * 8;
-            if (lane % 4 == 0 && row < query_len) {
-                lse[row0 + row] = sum > 0.0f ? state.maximum[m][half] * LN2 + logf(sum) : -infinity();
+            const int row = warp_row + m * 16 + lane / 4 + half * 8;
+            if (lane % 4 == 0 && row < rows) {
+                lse[kept->first_row + row] = sum > 0.0f ? state.maximum[m][half] * LN2 + logf(sum) : -infinity();
             }
         }
         store_rows(state.out[m], factor[0], factor[1], q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {
-            const int row = first_row + warp_row + m * 16 + within;
-            return row < query_len ? out + (row0 + row) * ROW_BYTES : nullptr;
+            const int row = warp_row + m * 16 + within;
+            return row < rows ? out + (kept->first_row + row) * ROW_BYTES : nullptr;
         });
     }
 }

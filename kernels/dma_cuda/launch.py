@@ -1,5 +1,6 @@
 """Calls of the three CUDA kernels: which variant, how many blocks, how much shared memory, which arguments."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ HEAD_DIMS = (64, 128)
 BLOCK_Q, TILE = 128, 64
 _THREADS = 128
 _KEYS = {"forward": 64, "backward_dq": 32}
-_KEY_POINTERS = 48  # struct Keys of schedule.cuh
+_KEPT = 64  # struct Kept of schedule.cuh
 
 
 def defines(head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
@@ -28,7 +29,7 @@ def shared_bytes(kernel: str, head_dim: int) -> int:
     if kernel == "backward_dkdv":
         return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4
     keys = _KEYS[kernel]
-    buffers = 4 * keys * row + 7 * keys * 4 + _KEY_POINTERS
+    buffers = 4 * keys * row + 7 * keys * 4 + _KEPT
     return BLOCK_Q * row + buffers if kernel == "forward" else 2 * BLOCK_Q * row + buffers + BLOCK_Q * 4
 
 
@@ -110,7 +111,7 @@ def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided,
     kernel = nvrtc.kernel(FOLDER / f"{name}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
     strides = [integer for x in strided for integer in _strides(x)]
     shared = shared_bytes(name, q.shape[3])
-    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, float(scale))
+    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
 
 
 def _query_blocks(q: Tensor) -> int:

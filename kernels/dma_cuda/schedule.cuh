@@ -16,14 +16,11 @@ constexpr int TILE = 64;
 template <int KEYS>
 struct Schedule {
 #if GATHERS
-    const int* keys;
     int full, count, steps;
 
     __device__ Schedule(const Plan& plan, long long bg, int query_blocks, int block, int last_position, int key_len) {
-        const long long list = bg * query_blocks + block;
-        keys = plan.p0 + list * plan.width;
-        full = plan.p1[list];
-        count = plan.p2[list];
+        full = plan.p1[bg * query_blocks + block];
+        count = plan.p2[bg * query_blocks + block];
         steps = (count + KEYS - 1) / KEYS;
     }
     __device__ __forceinline__ int next(int step) const { return step; }
@@ -81,14 +78,22 @@ struct Keys {
     Rows k, v;
     const float* delta;
     const int* evict;
+    const int* list;  // GATHERS: the positions that the block visits
+};
+
+// What a block needs again in every step or at its end: read from shared memory, since registers are all in use.
+struct Kept {
+    Keys keys;
+    long long first_row;  // of [B, H, Tq]: the first one of the block
 };
 
 #if GATHERS
 // Lists have room for whole steps, and what lies there past `count` is never used as an address.
 template <int KEYS>
-__device__ __forceinline__ void copy_positions(const KeyBuffers<KEYS>& to, const Schedule<KEYS>& schedule, int step) {
+__device__ __forceinline__ void copy_positions(const KeyBuffers<KEYS>& to, const Schedule<KEYS>& schedule, int step,
+                                               const Keys& from) {
     if (step < schedule.steps && threadIdx.x < KEYS / 4) {
-        cp_async_16(to.positions(step) + threadIdx.x * 4, schedule.keys + step * KEYS + threadIdx.x * 4, true);
+        cp_async_16(to.positions(step) + threadIdx.x * 4, from.list + step * KEYS + threadIdx.x * 4, true);
     }
 }
 #endif

@@ -56,19 +56,23 @@ __device__ __forceinline__ unsigned char* piece_at(unsigned char* tile, int row,
     return tile + row * ROW_BYTES + (piece ^ (row & 7)) * 16;
 }
 
-// Where this lane reads for ldmatrix: row lane % 16 of 16 rows, the first or the second of two neighbouring pieces.
-// Used plainly, the four registers are the fragment of a 16 x 16 matrix `a`; or, of 16 columns of b stored as rows,
-// {0, 2} the first eight and {1, 3} the others. Transposed, of b stored by rows, {0, 1} is the first piece, {2, 3} the second.
+// Where this lane reads for ldmatrix, of 16 rows and two neighbouring pieces of a tile. The registers of a fragment must
+// be neighbours, or each product costs moves, so there are two orders of the four 8 x 8 matrices.
 struct Lane {
     int row_offset, piece_offset;
 
-    __device__ __forceinline__ explicit Lane(int lane)
-        : row_offset((lane & 15) * ROW_BYTES), piece_offset(((lane >> 4) ^ (lane & 7)) * 16) {}
+    __device__ __forceinline__ Lane(int row, int piece) : row_offset(row * ROW_BYTES), piece_offset((piece ^ (row & 7)) * 16) {}
     // first_row a multiple of 8, piece even
     __device__ __forceinline__ const unsigned char* at(const unsigned char* tile, int first_row, int piece) const {
         return tile + first_row * ROW_BYTES + row_offset + (piece_offset ^ (piece * 16));
     }
 };
+
+// Read plainly, {0, 1, 2, 3} is `a`. Transposed, of b stored by rows, {0, 1} is the first piece and {2, 3} the second.
+__device__ __forceinline__ Lane rows_first(int lane) { return Lane(lane & 15, lane >> 4); }
+
+// Read plainly, of b whose columns are stored as rows, {0, 1} is the first eight columns and {2, 3} the others.
+__device__ __forceinline__ Lane pieces_first(int lane) { return Lane((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1); }
 
 // How the threads share the copying of a tile: each takes one piece of every ROWS_AT_ONCE-th row.
 constexpr int ROWS_AT_ONCE = THREADS / PIECES;
@@ -79,10 +83,10 @@ template <int COUNT>
 __device__ __forceinline__ void copy_rows(unsigned char* tile, Rows rows, int first, int end) {
     const int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     unsigned char* const to = piece_at(tile, row, piece);
+    rows.base += piece * 16;
 #pragma unroll
     for (int i = 0; i < COUNT; i += ROWS_AT_ONCE) {
-        const bool valid = first + row + i < end;
-        cp_async_16(to + i * ROW_BYTES, rows.at(valid ? first + row + i : 0) + piece * 16, valid);
+        cp_async_16(to + i * ROW_BYTES, rows.at(first + row + i), first + row + i < end);
     }
 }
 
@@ -93,12 +97,23 @@ __device__ __forceinline__ void gather_rows(unsigned char* tile_a, Rows a, unsig
     const int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     unsigned char* const to_a = piece_at(tile_a, row, piece);
     unsigned char* const to_b = piece_at(tile_b, row, piece);
+    a.base += piece * 16;
+    b.base += piece * 16;
+    if (end >= COUNT) {  // nearly always; without the tests below a step has a fifth fewer instructions
 #pragma unroll
-    for (int i = 0; i < COUNT; i += ROWS_AT_ONCE) {
-        const bool valid = row + i < end;
-        const int position = valid ? positions[row + i] : 0;
-        cp_async_16(to_a + i * ROW_BYTES, a.at(position) + piece * 16, valid);
-        cp_async_16(to_b + i * ROW_BYTES, b.at(position) + piece * 16, valid);
+        for (int i = 0; i < COUNT; i += ROWS_AT_ONCE) {
+            const int position = positions[row + i];
+            cp_async_16(to_a + i * ROW_BYTES, a.at(position), true);
+            cp_async_16(to_b + i * ROW_BYTES, b.at(position), true);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < COUNT; i += ROWS_AT_ONCE) {
+            const bool valid = row + i < end;
+            const int position = valid ? positions[row + i] : 0;
+            cp_async_16(to_a + i * ROW_BYTES, a.at(position), valid);
+            cp_async_16(to_b + i * ROW_BYTES, b.at(position), valid);
+        }
     }
 }
 
