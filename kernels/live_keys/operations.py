@@ -85,11 +85,9 @@ def insert(
     seen_BG += 1
 
 
-def attend(
-    q_BH1D: Tensor, k_BGWD: Tensor, v_BGWD: Tensor, delta_BGW: Tensor, count_BG: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """out [B, H, 1, D] and lse [B, H, 1] of one query over the first `count` slots of each head."""
+def attend(q_BH1D: Tensor, k_BGWD: Tensor, v_BGWD: Tensor, delta_BGW: Tensor, count_BG: Tensor, scale: float) -> Tensor:
+    """Attention of one query to the first `count` slots of each head: out [B, H, 1, D]."""
     slot = torch.arange(delta_BGW.shape[-1], device=delta_BGW.device)
     evict = (slot < count_BG[..., None]).int()  # as lifetimes: born at 0, seen by the query at 0
     birth, query = torch.zeros_like(evict), torch.zeros(1, dtype=torch.int32, device=q_BH1D.device)
-    return reference.attend(q_BH1D, k_BGWD, v_BGWD, delta_BGW, birth, evict, scale, query)
+    return reference.attend(q_BH1D, k_BGWD, v_BGWD, delta_BGW, birth, evict, scale, query)[0]

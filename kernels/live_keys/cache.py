@@ -6,17 +6,19 @@ and can be forgotten: the cache is bounded and exact at any length. arXiv 2508.0
 
 import math
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dmabench.kernels import live_keys_torch as operations
-from dmabench.kernels.dma import DTYPES, dynamic_mask_attention
+from dmabench.kernels.dma import dynamic_mask_attention
+from dmabench.kernels.live_keys import checks, operations
+from dmabench.kernels.live_keys.slots import Slots
 from dmabench.kernels.plan import Plan, make_plan
-from dmabench.kernels.registry import Unsupported, wants_gradient
+from dmabench.kernels.registry import Unsupported
 
 
-class LiveKeys:
+class LiveKeys(Slots):
     """The live keys of one attention layer: k and v of at most `window` keys a head, with delta and position.
 
     Start with `prefill` (after attention over a prompt) or with `extend`, then call, for each further turn, either
@@ -34,38 +36,6 @@ class LiveKeys:
     (`seen_BG`); the Python count `seen` is for the caller to advance.
     """
 
-    def __init__(self, window: int) -> None:
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(
-                f"window must be an int of at least 1, got {window!r}: each query attends to a key or more"
-            )
-        self.window = window
-        self.seen = 0
-        """Tokens seen, padding included."""
-        self.k_BGWD: Tensor
-        self.v_BGWD: Tensor
-        self.delta_BGW: Tensor
-        self.position_BGW: Tensor
-        """int32: when the key was new, counted from 0 with padding included."""
-        self.count_BG: Tensor
-        """int32: the first `count` slots of a head hold its live keys, in no particular order."""
-        self.seen_BG: Tensor
-        """int32: `seen`, on the device."""
-        self._allocated = False
-
-    def __len__(self) -> int:
-        """Tokens seen: `seen`, not the number of keys held."""
-        return self.seen
-
-    def __bool__(self) -> bool:
-        """A cache that has seen nothing is still a cache."""
-        return True
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers; 0 before the first call. It never grows."""
-        return sum(x.nbytes for x in self._buffers()) if self._allocated else 0
-
     @torch.no_grad()
     def prefill(
         self, k: Tensor, v: Tensor, delta: Tensor, key_mask: Tensor | None = None, plan: Plan | None = None
@@ -80,15 +50,11 @@ class LiveKeys:
         Raises:
             ValueError: shapes, dtypes or devices that do not fit; a plan for another window or length.
         """
-        self._check(k, v, delta, key_mask, fresh=True)
+        checks.check_keys(k, v, delta, key_mask)
         if plan is None:
             live = operations.live_at_end(delta, operations.usable_keys(delta, key_mask), self.window)
-        elif (plan.window, plan.evict_BGT.shape) != (self.window, delta.shape):
-            raise ValueError(
-                f"the plan is for window {plan.window} and delta {tuple(plan.evict_BGT.shape)}; "
-                f"the cache has window {self.window} and delta is {tuple(delta.shape)}"
-            )
         else:
+            checks.check_plan(plan, self.window, delta)
             live = plan.evict_BGT == plan.key_len
         self._reset(k, delta)
         self._keep(live, k, v, delta, self._new_positions(k.shape[2]), k.shape[2])
@@ -96,9 +62,8 @@ class LiveKeys:
     @torch.no_grad()
     def append(self, k: Tensor, v: Tensor, delta: Tensor, key_mask: Tensor | None = None) -> None:
         """n new tokens: k, v [B, G, n, D], delta [B, G, n], key_mask bool [B, n]. See `extend` for their attention."""
-        self._check(k, v, delta, key_mask)
-        if not self._allocated:
-            self._reset(k, delta)
+        checks.check_keys(k, v, delta, key_mask)
+        self._start(k, delta)
         if k.shape[2] == 1:
             operations.insert(*self._buffers(), k, v, delta, key_mask)
             self.seen += 1
@@ -114,9 +79,13 @@ class LiveKeys:
         Raises:
             ValueError: several queries (see `extend`), shapes that do not fit, a query that wants a gradient.
         """
-        self._check_query(q, 1)
+        if not self._allocated:
+            raise ValueError("the cache is empty: prefill, append or extend it first")
+        checks.check_query(q, 1, self.k_BGWD)
+        checks.check_no_gradient(q)
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-        return operations.attend(q, self.k_BGWD, self.v_BGWD, self.delta_BGW, self.count_BG, scale)[0]
+        attend = _kernels().run_attend if _fused(q, self.delta_BGW) else operations.attend
+        return attend(q, self.k_BGWD, self.v_BGWD, self.delta_BGW, self.count_BG, scale)
 
     def extend(
         self,
@@ -145,13 +114,13 @@ class LiveKeys:
         Raises:
             ValueError, Unsupported: as `dynamic_mask_attention` does; the cache is then as it was before.
         """
+        checks.check_keys(k, v, delta, key_mask)
         n = k.shape[2]
         if n == 1:
             return decode_step(self, q, k, v, delta, scale, key_mask)
-        self._check(k, v, delta, key_mask)
-        if not self._allocated:
-            self._reset(k, delta)
-        self._check_query(q, n, k, v, delta)
+        checks.check_query(q, n, k)
+        checks.check_no_gradient(q, k, v, delta)
+        self._start(k, delta)
         with torch.no_grad():
             if self.seen == 0:
                 all_k, all_v, all_delta, mask, positions = k, v, delta, key_mask, self._new_positions(n)
@@ -168,25 +137,6 @@ class LiveKeys:
             self._keep(plan.evict_BGT == plan.key_len, all_k, all_v, all_delta, positions, n)
         return out
 
-    @torch.no_grad()
-    def reorder(self, beam_index: Tensor) -> None:
-        """Row b becomes what row beam_index[b] was, in place: int [B], as beam search chooses them."""
-        if self._allocated:
-            if beam_index.shape != self.count_BG.shape[:1]:
-                raise ValueError(f"beam_index must be [{self.count_BG.shape[0]}], got {tuple(beam_index.shape)}")
-            for buffer in self._buffers():
-                buffer.copy_(buffer.index_select(0, beam_index))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows of the batch, in this order: int [any]. The buffers are new ones."""
-        if self._allocated:
-            self._set(*(buffer.index_select(0, indices) for buffer in self._buffers()))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row of the batch `repeats` times in a row. The buffers are new ones."""
-        if self._allocated:
-            self._set(*(buffer.repeat_interleave(repeats, 0) for buffer in self._buffers()))
-
     def crop(self, max_length: int) -> None:
         """Refused: a cache that forgets dead keys cannot go back to where they were alive."""
         raise Unsupported(
@@ -194,40 +144,19 @@ class LiveKeys:
             'be live again. Assisted decoding and other uses of crop need cache="full", which keeps every key'
         )
 
-    def reset(self) -> None:
-        """Forget everything and keep the buffers."""
-        self.seen = 0
+    def _start(self, k: Tensor, delta: Tensor) -> None:
+        """Check new keys against those held, or allocate for keys like them."""
         if self._allocated:
-            self.count_BG.zero_()
-            self.seen_BG.zero_()
-
-    def _buffers(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.k_BGWD, self.v_BGWD, self.delta_BGW, self.position_BGW, self.count_BG, self.seen_BG
-
-    def _set(self, k: Tensor, v: Tensor, delta: Tensor, position: Tensor, count: Tensor, seen: Tensor) -> None:
-        self.k_BGWD, self.v_BGWD, self.delta_BGW, self.position_BGW = k, v, delta, position
-        self.count_BG, self.seen_BG = count, seen
-        self._allocated = True
-
-    def _reset(self, k: Tensor, delta: Tensor) -> None:
-        """Forget everything; allocate unless the buffers there fit."""
-        (B, G, _, D), w = k.shape, self.window
-        wanted = ((B, G, w, D), k.dtype, k.device, delta.dtype)
-        there = self._allocated and (self.k_BGWD.shape, self.k_BGWD.dtype, self.k_BGWD.device, self.delta_BGW.dtype)
-        if there != wanted:
-            integers = {"dtype": torch.int32, "device": k.device}
-            k_BGWD, v_BGWD = k.new_zeros(B, G, w, D), k.new_zeros(B, G, w, D)
-            position, (count, seen) = torch.zeros(B, G, w, **integers), torch.zeros(2, B, G, **integers)
-            self._set(k_BGWD, v_BGWD, delta.new_zeros(B, G, w), position, count, seen)
-        self.reset()
+            checks.check_same(self.k_BGWD, self.delta_BGW, k, delta)
+        else:
+            self._reset(k, delta)
 
     def _new_positions(self, n: int) -> Tensor:
         """int32 [B, G, n]: the positions of the next n tokens."""
         return self.seen_BG[..., None] + torch.arange(n, dtype=torch.int32, device=self.seen_BG.device)
 
     def _with(self, k: Tensor, v: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """k, v, delta and position of the slots, in the order of positions, then of the new keys. A free slot's delta is
-        NaN."""
+        """k, v, delta and position of the slots by position, then of the new keys; delta is NaN for a free slot."""
         live = torch.arange(self.window, device=k.device) < self.count_BG[..., None]
         order = self.position_BGW.masked_fill(~live, operations.NO_POSITION).argsort(-1)
         delta_BGW = self.delta_BGW.masked_fill(~live, float("nan")).gather(-1, order)
@@ -255,44 +184,6 @@ class LiveKeys:
         self.seen_BG += n
         self.seen += n
 
-    def _check(self, k: Tensor, v: Tensor, delta: Tensor, key_mask: Tensor | None, fresh: bool = False) -> None:
-        if k.dim() != 4 or k.shape != v.shape or delta.shape != k.shape[:3] or k.shape[2] == 0:
-            raise ValueError(
-                "k and v must be [B, G, T, D] and delta [B, G, T] with T >= 1, "
-                f"got {tuple(k.shape)}, {tuple(v.shape)} and {tuple(delta.shape)}"
-            )
-        wanted = (torch.float32, torch.float64) if k.dtype == torch.float64 else (torch.float32,)
-        if k.dtype not in DTYPES or v.dtype != k.dtype or delta.dtype not in wanted:
-            raise ValueError(
-                f"k and v must share one of {DTYPES} and delta be float32, got {k.dtype}, {v.dtype}, {delta.dtype}"
-            )
-        shape = (k.shape[0], k.shape[2])
-        if key_mask is not None and (key_mask.shape != shape or key_mask.dtype != torch.bool):
-            raise ValueError(
-                f"key_mask must be bool {shape}, True for real keys; got {key_mask.dtype} {tuple(key_mask.shape)}"
-            )
-        if self._allocated and not fresh:
-            held = self.k_BGWD
-            mine = (held.shape[:2], held.shape[3], held.dtype, self.delta_BGW.dtype, held.device)
-            theirs = (k.shape[:2], k.shape[3], k.dtype, delta.dtype, k.device)
-            if mine != theirs:
-                raise ValueError(
-                    f"the cache holds (B, G), D, dtype, delta's dtype, device of {mine}, the call has {theirs}: "
-                    "prefill starts anew"
-                )
-
-    def _check_query(self, q: Tensor, n: int, *others: Tensor) -> None:
-        if not self._allocated:
-            raise ValueError("the cache is empty: prefill, append or extend it first")
-        B, G, _, D = self.k_BGWD.shape
-        if q.dim() != 4 or q.shape[2] != n or (q.shape[0], q.shape[3]) != (B, D) or q.shape[1] % G or not q.shape[1]:
-            more = "; several queries belong to extend, which appends their keys as well" if n == 1 else ""
-            raise ValueError(f"q must be [{B}, H, {n}, {D}] with H a multiple of {G}, got {tuple(q.shape)}{more}")
-        if q.dtype != self.k_BGWD.dtype or q.device != self.k_BGWD.device:
-            raise ValueError(f"q is {q.dtype} on {q.device}, the cache {self.k_BGWD.dtype} on {self.k_BGWD.device}")
-        if wants_gradient(q, *others):
-            raise ValueError("a decoding cache has no gradients: call it under torch.no_grad(), or train without it")
-
 
 def decode_step(
     cache: LiveKeys,
@@ -316,9 +207,25 @@ def decode_step(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or a tensor that wants a gradient.
     """
-    cache._check(k, v, delta, key_mask)
-    if not cache._allocated:
-        cache._reset(k, delta)
-    cache._check_query(q, 1, k, v, delta)
-    cache.append(k, v, delta, key_mask)
-    return cache.attend(q, scale)
+    checks.check_keys(k, v, delta, key_mask)
+    checks.check_query(q, 1, k)
+    checks.check_no_gradient(q, k, v, delta)
+    if not _fused(q, delta):
+        cache.append(k, v, delta, key_mask)
+        return cache.attend(q, scale)
+    cache._start(k, delta)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    cache.seen += 1
+    return _kernels().run_step(q, k, v, delta, key_mask, *cache._buffers(), scale)
+
+
+def _fused(q: Tensor, delta: Tensor) -> bool:
+    """Whether the Triton kernels of a decoding step take this query."""
+    return q.is_cuda and _kernels().takes(q, delta)
+
+
+def _kernels() -> ModuleType:
+    """Imported late: Triton exists on Linux alone."""
+    from dmabench.kernels.live_keys import step
+
+    return step
