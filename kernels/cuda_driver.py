@@ -41,8 +41,8 @@ class Kernel:
             grid: blocks, up to three numbers.
             block: threads a block.
             shared_bytes: dynamic shared memory; more than 48 KiB is asked for from the driver.
-            arguments: tensors (their address; None is a null pointer), Python floats (float32), and integers that
-                say their width: numpy or ctypes scalars.
+            arguments: tensors (their address; None is a null pointer), Python floats (float32) and ints (int32), and
+                numpy or ctypes scalars, which say their width.
 
         Raises:
             DriverError: the launch was refused.
@@ -92,10 +92,15 @@ class PackedArguments:
 
 
 def _value(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
+    kind = type(argument)  # asked for by identity first: this runs for every argument of every launch
+    if kind is torch.Tensor:
         return argument.data_ptr()
+    if kind is int or kind is float or kind is numpy.int32:
+        return argument
     if argument is None:
         return 0
+    if isinstance(argument, torch.Tensor):
+        return argument.data_ptr()
     return argument.value if isinstance(argument, ctypes._SimpleCData) else argument
 
 
@@ -110,6 +115,7 @@ _FORMATS = {
     numpy.int64: "q",
     numpy.uint64: "Q",
     numpy.float32: "f4x",
+    int: "i4x",
     float: "f4x",
     type(None): "Q",
 }
@@ -122,7 +128,7 @@ def _format(argument: Any) -> str:
         return _FORMATS[type(argument)]
     except KeyError:
         raise TypeError(
-            f"a kernel argument is a tensor, None, a float, or a numpy or ctypes scalar of 32 or 64 bits, "
+            f"a kernel argument is a tensor, None, a float, an int, or a numpy or ctypes scalar of 32 or 64 bits, "
             f"not {type(argument).__name__}"
         ) from None
 

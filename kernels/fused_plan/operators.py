@@ -5,18 +5,22 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from dmabench.kernels import nvrtc
+from dmabench.kernels.cuda_driver import Kernel
 
 FOLDER = Path(__file__).parent
+_kernels: dict[tuple[str, int], Kernel] = {}
 
 
 def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments: Any) -> None:
-    """Start kernel `name` of the file `source` in this folder; integers are int32."""
-    sized = [numpy.int32(x) if isinstance(x, int) else x for x in arguments]
-    nvrtc.kernel(FOLDER / source, name).launch(grid, block, 0, *sized)
+    """Start kernel `name` of the file `source` in this folder on the current device."""
+    key = (name, torch.cuda.current_device())
+    kernel = _kernels.get(key)
+    if kernel is None:
+        kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name)
+    kernel.launch(grid, block, 0, *arguments)
 
 
 def as_operator(name: str, empty: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
