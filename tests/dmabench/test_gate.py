@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -254,6 +255,18 @@ def test_the_right_function_passes(gates, dtype, delta):
     verdict = _check(gates("fwd+bwd", dtype), right, delta)
     assert verdict.wrong is None
     assert 0 <= verdict.error <= verdict.budget
+
+
+@pytest.mark.parametrize(("dtype", "noise", "fault"), [("bf16", 2**-18, 2**-14), ("fp32", 2**-22, 2**-17)])
+def test_noise_where_gradients_cancel_is_judged_by_what_is_subtracted(dtype, noise, fault):
+    """With one live key a query, dq, dk and ddelta are zero; sums in another order leave something in their place."""
+    inputs = Inputs(_shape("bwd", dtype, seqlen=130))
+    gate, plan = Gate(inputs, backward=True), inputs.plan("iid", 1)
+    for which in ("q", "k", "delta"):
+        size = 32**0.5 if which == "delta" else 1.0  # so that rows have equal norms
+        little, much = (_tampered(which, partial(torch.add, other=x * size)) for x in (noise, fault))
+        assert not gate.recheck(little, "dma", 1, "iid", plan).wrong
+        assert f"d{which} is off by" in (gate.recheck(much, "dma", 1, "iid", plan).wrong or "")
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
