@@ -1,7 +1,8 @@
 """Causal attention to every key: the baselines that a sparse attention has to beat.
 
 Each SDPA backend is a row of its own, because torch's default choice is not the fastest (on Hopper cuDNN is). The
-queries are as many as the keys: SDPA's causal mask is aligned to the first key.
+queries are as many as the keys, since SDPA's causal mask is aligned to the first key, or a single one, which decoding
+asks: the last, which sees every key, so it needs no mask.
 """
 
 from importlib import import_module
@@ -18,10 +19,10 @@ from dmabench.kernels.registry import Backend, Problem, Unsupported, needs_cuda,
 
 def _sdpa(backend: SDPBackend):
     def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        groups = q.shape[1] // k.shape[1]
+        groups, causal = q.shape[1] // k.shape[1], q.shape[2] > 1
         with sdpa_kernel([backend]):
             try:
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups > 1)
+                return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=groups > 1)
             except RuntimeError as error:
                 if any(words in str(error) for words in ("No available kernel", "No viable backend")):
                     raise Unsupported(
@@ -34,8 +35,8 @@ def _sdpa(backend: SDPBackend):
 
 
 def _refuses_offset(problem: Problem) -> str | None:
-    if problem.query_len != problem.key_len:
-        return "SDPA aligns its causal mask to the first key: it needs as many queries as keys"
+    if problem.query_len not in (1, problem.key_len):
+        return "SDPA aligns its causal mask to the first key: it needs as many queries as keys, or one"
     return None
 
 
@@ -80,16 +81,26 @@ def _needs_package(module: str, what: str):
     return missing
 
 
+_SDPA_PASSES = ("fwd", "bwd", "fwd+bwd", "decode")
+
 BACKENDS = [
-    Backend("dense", "sdpa-flash", _sdpa(SDPBackend.FLASH_ATTENTION), refuses=_refuses_flash),
+    Backend("dense", "sdpa-flash", _sdpa(SDPBackend.FLASH_ATTENTION), _SDPA_PASSES, refuses=_refuses_flash),
     Backend(
         "dense",
         "sdpa-cudnn",
         _sdpa(SDPBackend.CUDNN_ATTENTION),
+        _SDPA_PASSES,
         missing=needs_cuda("cuDNN attention"),
         refuses=_refuses_cudnn,
     ),
-    Backend("dense", "sdpa-math", _sdpa(SDPBackend.MATH), refuses=_refuses_offset, workspace=_math_workspace),
+    Backend(
+        "dense",
+        "sdpa-math",
+        _sdpa(SDPBackend.MATH),
+        _SDPA_PASSES,
+        refuses=_refuses_offset,
+        workspace=_math_workspace,
+    ),
     Backend("dense", "flex", _flex_attend, missing=flex.missing, refuses=sliding_window.refuses_flex),
     Backend(
         "dense",

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dmabench.kernels.registry import Backend, Problem, wants_gradient
+from dmabench.kernels.products import wide_product
+from dmabench.kernels.registry import Backend, Problem
 
 BLOCK_ELEMENTS = 1 << 26
 """Scores that the absorbed form computes at once: 256 MiB in float32."""
@@ -154,7 +155,8 @@ def _absorbed(q_nope, q_rope, latent, k_rope, up_k, up_v, scale, key_mask) -> Te
         count = min(rows_at_once, Tq - start)
         rows = slice(start, start + count)
         # All heads are rows of one product, since they share their keys.
-        scores = _wide(q_latent[:, :, rows].flatten(1, 2), latent) + _wide(q_rope[:, :, rows].flatten(1, 2), k_rope)
+        scores = wide_product(q_latent[:, :, rows].flatten(1, 2), latent)
+        scores = scores + wide_product(q_rope[:, :, rows].flatten(1, 2), k_rope)
         scores = (scores * scale).unflatten(1, (H, count))
         masked = key_mask is not None or Tq > 1
         if masked:
@@ -164,16 +166,6 @@ def _absorbed(q_nope, q_rope, latent, k_rope, up_k, up_v, scale, key_mask) -> Te
         out = (scores.softmax(-1).to(latent.dtype).flatten(1, 2) @ latent).unflatten(1, (H, count))
         parts.append(out.masked_fill(empty, 0.0) if masked else out)
     return torch.einsum("bhtl,hvl->bhtv", torch.cat(parts, 2), up_v)
-
-
-def _wide(a: Tensor, b: Tensor) -> Tensor:
-    """a b^T [B, M, K] x [B, N, K] in at least float32: two half-precision scores must not be rounded before they are
-    added."""
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b.mT
-    if a.is_cuda and not wants_gradient(a, b):
-        return torch.bmm(a, b.mT, out_dtype=torch.float32)
-    return a.float() @ b.float().mT
 
 
 def _attend_expanded(q_nope, q_rope, latent, k_rope, up_k, up_v, *, scale=None) -> Tensor:

@@ -91,6 +91,8 @@ class Backend:
     """(plan=..., delta=..., problem=...) converts the plan ahead of the call; timed as part of the plan."""
     executed_pairs: Callable[..., int | None] = lambda **_: None
     """(plan=..., problem=...) -> query-key pairs computed, all heads, where tiles make it more than are kept."""
+    padded_heads: Callable[[Problem], int | None] = _always
+    """problem -> query heads a group is padded to; None where it is not. A padded time is an upper bound."""
 
     def __post_init__(self) -> None:
         if self.function not in FUNCTIONS:
@@ -107,11 +109,12 @@ class Backend:
     def passes_on(self, device: str) -> tuple[str, ...]:
         """The passes it does not refuse there on a plain problem (fp32 on a CPU, bf16 on CUDA)."""
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        return tuple(
-            name
-            for name in self.passes
-            if not self.refusal(Problem(device, dtype, 1, 2, 1, 256, 256, 64, 64, backward=name != "fwd"))
-        )
+
+        def plain(name: str) -> Problem:
+            queries = 1 if name == "decode" else 256
+            return Problem(device, dtype, 1, 2, 1, queries, 256, 64, 64, backward="bwd" in name)
+
+        return tuple(name for name in self.passes if not self.refusal(plain(name)))
 
     def refusal(self, problem: Problem) -> str | None:
         """Why it cannot do `problem`, or None: the one question to ask before a call."""
@@ -123,9 +126,19 @@ class Backend:
 @cache
 def backends() -> tuple[Backend, ...]:
     """All of them: our own in the order of the tables, then those from outside."""
-    from dmabench.kernels import dense, dma_cuda, dma_flex, dma_masked, dma_reference, dma_triton, sliding_window
+    from dmabench.kernels import (
+        dense,
+        dma_cuda,
+        dma_flex,
+        dma_masked,
+        dma_reference,
+        dma_triton,
+        latent,
+        native_sparse,
+        sliding_window,
+    )
 
-    own = (dma_reference, dma_flex, dma_triton, dma_cuda, dma_masked, dense, sliding_window)
+    own = (dma_reference, dma_flex, dma_triton, dma_cuda, dma_masked, dense, sliding_window, latent, native_sparse)
     found = [backend for module in own for backend in module.BACKENDS]
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         loaded = entry.load()

@@ -3,7 +3,9 @@
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dmabench.kernels import flex
 from dmabench.kernels.block_masks import TileLists, tile_lists
@@ -27,7 +29,7 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -
     return flex.attend(q, k, v, None, birth, evict, lists, 0, scale)[0]
 
 
-def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+def varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
     """FlashAttention-2 with a window, through torch's packed-sequences entry."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -42,11 +44,27 @@ def _varlen_attend(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float
     return out.view(B, T, H, D).transpose(1, 2)
 
 
+def _decode(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+    """One query, q [B, H, 1, D], at the last of the keys' positions. A cache of a sliding window holds no more than
+    the last `window` keys, so these are all that is read of k and v, without a copy and without a mask."""
+    first = max(0, k.shape[2] - window)
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+        return F.scaled_dot_product_attention(
+            q, k[:, :, first:], v[:, :, first:], scale=scale, enable_gqa=q.shape[1] > k.shape[1]
+        )
+
+
 def refuses_flex(problem: Problem) -> str | None:
     """The lists are made for as many queries as keys."""
     if problem.query_len != problem.key_len:
         return "FlexAttention with a window or all keys is set up for as many queries as keys"
     return flex.refuses(problem)
+
+
+def _refuses_many(problem: Problem) -> str | None:
+    if problem.query_len == 1:
+        return None
+    return "swa/sdpa takes one query, to decode: SDPA would need a T x T mask; use swa/flex or swa/varlen-flash"
 
 
 def _refuses_varlen(problem: Problem) -> str | None:
@@ -61,8 +79,9 @@ BACKENDS = [
     Backend(
         "swa",
         "varlen-flash",
-        _varlen_attend,
+        varlen_attend,
         missing=needs_cuda("FlashAttention for packed sequences"),
         refuses=_refuses_varlen,
     ),
+    Backend("swa", "sdpa", _decode, passes=("decode",), refuses=_refuses_many),
 ]
