@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from dmabench.kernels.dma_cuda import launch
+from dmabench.kernels.operators import operator
 
 
-@torch.library.custom_op("dmabench::dma_cuda_forward", mutates_args=())
-def forward(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -22,13 +22,11 @@ def forward(
         return launch.forward(q, k, v, delta, evict, visits, scale)
 
 
-@forward.register_fake
-def _(q, k, v, delta, evict, visits, tiles, scale):
+def _empty_forward(q, k, v, delta, evict, visits, tiles, scale):
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("dmabench::dma_cuda_backward", mutates_args=())
-def backward(
+def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -46,8 +44,7 @@ def backward(
         return launch.backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, scale)
 
 
-@backward.register_fake
-def _(q, k, v, delta, evict, visits, tiles, out, lse, dout, scale):
+def _empty_backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, scale):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
 
 
@@ -57,11 +54,12 @@ def _setup(ctx, inputs, output) -> None:
     ctx.visits, ctx.tiles, ctx.scale = len(visits), len(tiles), scale
 
 
-def _backward(ctx, dout, _):
+def _differentiate(ctx, dout, _):
     q, k, v, delta, evict, out, lse, *lists = ctx.saved_tensors
     visits, tiles = lists[: ctx.visits], lists[ctx.visits :]
     gradients = backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, ctx.scale)
     return *gradients, None, [None] * ctx.visits, [None] * ctx.tiles, None
 
 
-forward.register_autograd(_backward, setup_context=_setup)
+forward = operator("dma_cuda_forward", _forward, _empty_forward, setup=_setup, gradients=_differentiate)
+backward = operator("dma_cuda_backward", _backward, _empty_backward)

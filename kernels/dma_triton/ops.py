@@ -14,6 +14,7 @@ from dmabench.kernels.dma_triton.backward_queries import backward_queries_kernel
 from dmabench.kernels.dma_triton.configs import Configs, block_d, choose, shared_memory
 from dmabench.kernels.dma_triton.forward import forward_kernel
 from dmabench.kernels.key_lists import BLOCK_Q
+from dmabench.kernels.operators import operator
 
 LOG2E = 1.4426950408889634
 
@@ -40,8 +41,7 @@ def _query_grid(q: Tensor, block_m: int) -> tuple[int]:
     return (q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // block_m),)
 
 
-@torch.library.custom_op("dmabench::dma_triton_forward", mutates_args=())
-def forward(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -71,13 +71,11 @@ def forward(
     return out, lse
 
 
-@forward.register_fake
-def _(q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, scale):
+def _empty_forward(q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, scale):
     return _empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
 
 
-@torch.library.custom_op("dmabench::dma_triton_backward", mutates_args=())
-def backward(
+def _backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -119,8 +117,9 @@ def backward(
     return dq, dk, dv, ddelta
 
 
-@backward.register_fake
-def _(dout, q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, out, lse, scale):
+def _empty_backward(
+    dout, q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, out, lse, scale
+):
     return _empty_like(q), _empty_like(k), _empty_like(v), torch.empty_like(delta).contiguous()
 
 
@@ -134,4 +133,5 @@ def _differentiate(ctx, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *(None,) * 10
 
 
-forward.register_autograd(_differentiate, setup_context=_setup_context)
+forward = operator("dma_triton_forward", _forward, _empty_forward, setup=_setup_context, gradients=_differentiate)
+backward = operator("dma_triton_backward", _backward, _empty_backward)

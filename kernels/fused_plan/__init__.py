@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dmabench.kernels import nvrtc
-from dmabench.kernels.fused_plan.operators import as_operator, launch
+from dmabench.kernels.fused_plan.launching import launch
 from dmabench.kernels.key_lists import BLOCK_Q, list_width
 from dmabench.kernels.key_order import SLAB
+from dmabench.kernels.operators import operator
 
 CHUNK = 2048
 _WARPS_A_BLOCK = 8
@@ -49,8 +50,7 @@ def _empty_evictions(
     )
 
 
-@as_operator("plan_evictions", _empty_evictions)
-def evictions(
+def _evictions(
     delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None, query_len: int, listing: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """When each key stops being attended (lifetimes.eviction_times), and what the key lists start from.
@@ -84,8 +84,7 @@ def _empty_lists(evict_BGT, alive, alive_count, window, query_len):
     return keys, evict_BGT.new_empty(B, G, blocks), evict_BGT.new_empty(B, G, blocks)
 
 
-@as_operator("plan_key_lists", _empty_lists)
-def key_lists(
+def _key_lists(
     evict_BGT: Tensor, alive: Tensor, alive_count: Tensor, window: int, query_len: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three tensors of KeyLists, from what `evictions` returned with `listing`."""
@@ -98,8 +97,7 @@ def key_lists(
     return keys, full, count
 
 
-@as_operator("plan_order", lambda evict_BGT, _: torch.empty_like(evict_BGT))
-def order(evict_BGT: Tensor, query_len: int) -> Tensor:
+def _order(evict_BGT: Tensor, query_len: int) -> Tensor:
     """key_order.order_by_lifetime."""
     B, G, T = evict_BGT.shape
     slabs = -(-T // SLAB)
@@ -118,8 +116,7 @@ def _empty_ranges(order_BGT, evict_BGT, query_len, block_q, block_k):
     return evict_BGT.new_empty(4, B, G, -(-T // block_k))
 
 
-@as_operator("plan_tiles", _empty_ranges)
-def tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, block_k: int) -> Tensor:
+def _tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, block_k: int) -> Tensor:
     """The ranges of plan.Tiles in their order, int32 [4, B, G, tiles]."""
     B, G, T = evict_BGT.shape
     ranges = _empty_ranges(order_BGT, evict_BGT, query_len, block_q, block_k)
@@ -128,3 +125,9 @@ def tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, bl
     grid = (-(-count // _WARPS_A_BLOCK), B * G)
     launch("key_order.cu", "plan_tiles", grid, 32 * _WARPS_A_BLOCK, evict_BGT, order_BGT, ranges, *sizes)
     return ranges
+
+
+evictions = operator("plan_evictions", _evictions, _empty_evictions)
+key_lists = operator("plan_key_lists", _key_lists, _empty_lists)
+order = operator("plan_order", _order, lambda evict_BGT, _: torch.empty_like(evict_BGT))
+tiles = operator("plan_tiles", _tiles, _empty_ranges)

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dmabench.kernels import Plan, fused_plan, make_plan, nvrtc
-from dmabench.kernels.fused_plan import operators
+from dmabench.kernels.fused_plan import launching
 from dmabench.kernels.key_lists import key_lists
 from dmabench.kernels.key_order import order_by_lifetime
 from dmabench.kernels.lifetimes import eviction_times
@@ -73,7 +73,7 @@ def on_cpu(emulated):
 
     def launch(source, name, grid, block, *arguments):
         if source not in sources:
-            sources[source] = emulated(operators.FOLDER / source, {})
+            sources[source] = emulated(launching.FOLDER / source, {})
         import numpy
 
         sized = [numpy.int32(x) if isinstance(x, int) else x for x in arguments]
@@ -130,7 +130,7 @@ SOURCES = ("thresholds.cu", "evictions.cu", "key_lists.cu", "key_order.cu")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_compiles_without_spills_and_fits_two_blocks_a_multiprocessor(source, arch):
-    kernels = nvrtc.resources(nvrtc.compile_source(operators.FOLDER / source, arch).log)
+    kernels = nvrtc.resources(nvrtc.compile_source(launching.FOLDER / source, arch).log)
     assert kernels
     for name, used in kernels.items():
         assert used.spill_stores == used.spill_loads == used.stack == 0, name

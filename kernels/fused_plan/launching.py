@@ -1,0 +1,21 @@
+"""One launch of a plan's kernel; tests put a CPU in its place."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmabench.kernels import nvrtc
+from dmabench.kernels.cuda_driver import Kernel
+
+FOLDER = Path(__file__).parent
+_kernels: dict[tuple[str, int], Kernel] = {}
+
+
+def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments: Any) -> None:
+    """Start kernel `name` of the file `source` in this folder on the current device."""
+    key = (name, torch.cuda.current_device())
+    kernel = _kernels.get(key)
+    if kernel is None:
+        kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name)
+    kernel.launch(grid, block, 0, *arguments)
