@@ -91,8 +91,12 @@ def dynamic_mask_attention(
 
 
 def _choose(problem: Problem) -> str:
-    """FlexAttention on CUDA; on a CPU the reference, which has a backward and nothing to compile."""
-    return "flex" if problem.device == "cuda" and problem.dtype != torch.float64 else "reference"
+    """The fastest that does not refuse: on an H100 dma/cuda forward, dma/triton where a backward follows
+    (results/LOG.md, 2026-11-24); on a CPU the reference, which has a backward and nothing to compile."""
+    if problem.device == "cpu":
+        return "reference"
+    fastest_first = ("triton", "cuda", "flex") if problem.backward else ("cuda", "triton", "flex")
+    return next((name for name in fastest_first if not registry.get(f"dma/{name}").refusal(problem)), "reference")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, delta: Tensor) -> None:

@@ -441,10 +441,13 @@ def test_the_problem_that_backends_are_asked_about(inputs, monkeypatch):
     assert asked[0].groups == 2
 
 
-def test_auto_takes_the_reference_on_a_cpu_and_flex_on_a_gpu():
-    def chosen(device: str, dtype: torch.dtype) -> str:
-        return dma._choose(Problem(device, dtype, 1, 2, 1, 8, 8, 16, 4, True))
+def test_auto_takes_the_fastest_that_does_not_refuse():
+    def chosen(device: str, dtype: torch.dtype, head_dim: int = 64, backward: bool = True) -> str:
+        return dma._choose(Problem(device, dtype, 1, 2, 1, 8, 8, head_dim, 4, backward))
 
     assert chosen("cpu", torch.float32) == chosen("cpu", torch.bfloat16) == "reference"
-    assert chosen("cuda", torch.float32) == chosen("cuda", torch.bfloat16) == "flex"
+    assert chosen("cuda", torch.bfloat16) == chosen("cuda", torch.float32) == "triton"
+    assert chosen("cuda", torch.float16, backward=False) == "cuda"
+    assert chosen("cuda", torch.float16, 96, backward=False) == "triton"  # dma/cuda refuses that head dimension
+    assert chosen("cuda", torch.bfloat16, 512) == "flex"
     assert chosen("cuda", torch.float64) == "reference"  # the only one that has it
