@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmabench.kernels import dma_flex, flex, registry
+from dmabench.kernels import dma_flex, flex, reference, registry
+from dmabench.kernels.lifetimes import eviction_times_by_heap
 
 # What one rounding to the dtype costs, with room for the sums of a short row.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 6e-3, torch.bfloat16: 5e-2}
@@ -89,6 +90,72 @@ def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype | None = No
     difference = torch.where(same, 0.0, (found - expected).abs())
     size = expected[expected.isfinite()].abs().max().clamp(min=1.0) if expected.isfinite().any() else 1.0
     assert bool((difference <= tolerance * size).all()), f"{what}: {difference.max():.3g} > {tolerance * size:.3g}"
+
+
+NAMES = ("out", "dq", "dk", "dv", "ddelta")
+
+
+def fixed_dout(leaves: Any) -> Tensor:
+    """The gradient of the output that `check_within_budget` uses."""
+    q = leaves[0]
+    return torch.randn(q.shape, generator=torch.Generator().manual_seed(7)).to(q.device, q.dtype)
+
+
+def _expect(leaves: Any, evict: Tensor, scale: float, precision: torch.dtype, rounding: torch.dtype | None):
+    q, k, v, delta = (x.detach().to(precision).requires_grad_() for x in leaves)
+    Tq, T = q.shape[2], k.shape[2]
+    positions = torch.arange(T - Tq, T, device=q.device)
+    birth = torch.arange(T, device=q.device).expand(evict.shape)
+    out, lse = reference.attend(q, k, v, delta, birth, evict, scale, positions, rounding)
+    grads = torch.autograd.grad(out, (q, k, v, delta), fixed_dout(leaves).to(precision))
+    return (out.detach(), *grads), lse
+
+
+def check_within_budget(leaves: Any, evict: Tensor, scale: float, out: Tensor) -> SimpleNamespace:
+    """out and its gradients against float64, within what the dtype itself must cost: twice the error of the reference
+    that rounds where a tensor core does.
+
+    The floor is for what cancels: with one live key ds is exactly 0, where a kernel has the rounding of dout * out,
+    about eps * sqrt(D) for each query row and head.
+
+    Args:
+        leaves: q, k, v, delta that `out` was computed from; all but delta require gradients.
+        evict: the mask, int [B, G, Tk] as in a Plan, made without the code under test.
+
+    Returns:
+        exact (dict of float64 tensors), lse (the exact one) and found (dict of what was checked).
+    """
+    dtype = leaves[0].dtype
+    eps = torch.finfo(dtype).eps
+    wanted = leaves if leaves[3].requires_grad else leaves[:3]
+    found = (out.detach(), *torch.autograd.grad(out, tuple(wanted), fixed_dout(leaves)))
+    exact, lse = _expect(leaves, evict, scale, torch.float64, None)
+    low, _ = _expect(leaves, evict, scale, torch.float32, None if dtype == torch.float32 else dtype)
+    floor = eps * leaves[0].numel() ** 0.5
+    for name, mine, rounded, right in zip(NAMES, found, low, exact, strict=False):
+        assert mine.shape == right.shape and bool(mine.isfinite().all()), name
+        error, cost = (float((x.double() - right).norm()) for x in (mine, rounded))
+        budget = 2 * cost + 2 * eps * float(right.norm()) + 2 * floor
+        assert error <= budget, f"{name}: {error:.3g} > {budget:.3g} (norm {float(right.norm()):.3g})"
+        worst = float((mine.double() - right).abs().max())
+        allowed = 8 * max(float((rounded.double() - right).abs().max()), eps * float(right.abs().max()), floor)
+        assert worst <= allowed, f"{name}: one entry is off by {worst:.3g} > {allowed:.3g}"
+    return SimpleNamespace(
+        exact=dict(zip(NAMES, exact, strict=True)), lse=lse, found=dict(zip(NAMES, found, strict=False))
+    )
+
+
+def evict_by_heap(delta: Tensor, window: int, key_mask: Tensor | None = None) -> Tensor:
+    """Eviction times by definition, computed on the CPU, on delta's device."""
+    cpu_mask = None if key_mask is None else key_mask.cpu()
+    return eviction_times_by_heap(delta.detach().cpu(), window, cpu_mask).to(delta.device)
+
+
+@pytest.fixture(scope="session")
+def budget() -> SimpleNamespace:
+    """check(leaves, evict, scale, out), expect(leaves, evict, scale, precision, rounding), dout(leaves) and
+    by_heap(delta, window, key_mask)"""
+    return SimpleNamespace(check=check_within_budget, expect=_expect, dout=fixed_dout, by_heap=evict_by_heap)
 
 
 @pytest.fixture(scope="session")
