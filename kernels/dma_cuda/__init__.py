@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmabench.kernels import nvrtc
 from dmabench.kernels.dma_cuda import ops
-from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE
+from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE, step_ends
 from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
 
@@ -42,16 +42,18 @@ def _ranges(plan: Plan) -> list[Tensor]:
     return [tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN]
 
 
-def _tiles(plan: Plan) -> list[Tensor]:
-    """Which queries each tile of keys meets."""
-    return [plan.order_BGT, *_ranges(plan)]
+def _tiles(plan: Plan, groups: int) -> list[Tensor]:
+    """Which queries each tile of keys meets, and where their steps end."""
+    ranges = _ranges(plan)
+    ends = plan.derived(("cuda steps", groups), lambda: step_ends(ranges[0], ranges[1], plan.query_len, groups))
+    return [plan.order_BGT, *ranges, ends]
 
 
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
     _visits(plan)
     if problem.backward:
-        _tiles(plan)
+        _tiles(plan, problem.groups)
 
 
 def executed_pairs(*, plan: Plan, problem: Problem) -> int:
@@ -64,7 +66,7 @@ def executed_pairs(*, plan: Plan, problem: Problem) -> int:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
-    tiles = _tiles(plan) if wants_gradient(q, k, v, delta) else []
+    tiles = _tiles(plan, q.shape[1] // k.shape[1]) if wants_gradient(q, k, v, delta) else []
     out, lse = ops.forward(q, k, v, delta, plan.evict_BGT, _visits(plan), tiles, scale)
     return out, lse.detach()
 

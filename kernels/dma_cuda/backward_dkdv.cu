@@ -1,5 +1,9 @@
-// dk, dv and ddelta: one tile of 64 keys of the plan's order a CTA, four warps of 16 keys, over the queries that meet any
-// of them, 64 at a time, of every head that shares the keys. Each key is in one tile, so nothing is added to memory.
+// dk, dv and ddelta of tiles of 64 keys in the plan's order, four warps of 16 keys, over the queries that meet any of them,
+// 64 at a time, of every head that shares the keys. Each key is in one tile.
+//
+// Tiles differ in their work up to a thousand times, so CTAs share the steps of all tiles evenly, as in Stream-K (arXiv
+// 2301.03598). Where two or more share a tile they leave sums for dma_backward_join, which adds them in order: the result
+// depends on the number of CTAs, never on their timing.
 #include "heads.cuh"
 
 constexpr int KEYS = 64;
@@ -119,81 +123,199 @@ __device__ __forceinline__ void copy_queries(const QueryBuffers& to, int stage, 
     }
 }
 
+struct Problem {
+    Sizes sizes;
+    int tiles;                                         // of one head
+    const int *order, *first, *last, *full_first, *full_last;
+    const long long* ends;                             // steps of all tiles up to and with each, [B, G, tiles]
+    long long all_tiles;
+    const int* evict;
+    const float* delta;
+    unsigned char *dk, *dv;
+    float *ddelta, scale_log2;
+
+    // The first step of a CTA among those of all tiles.
+    __device__ __forceinline__ long long start(int cta) const { return ends[all_tiles - 1] * cta / gridDim.x; }
+    __device__ __forceinline__ long long begins(long long tile) const { return tile > 0 ? ends[tile - 1] : 0; }
+    __device__ __forceinline__ long long tile_of(long long step) const {
+        long long low = 0, high = all_tiles - 1;
+        while (low < high) {
+            const long long middle = (low + high) / 2;
+            if (ends[middle] > step) high = middle;
+            else low = middle + 1;
+        }
+        return low;
+    }
+};
+
+// One tile, and where the block keeps it in shared memory.
+struct Tile {
+    long long number, bg;
+    int b, g, entries;
+    int* positions;
+
+    __device__ __forceinline__ Tile(const Problem& problem, long long number, int* positions)
+        : number(number), bg(number / problem.tiles), positions(positions) {
+        b = bg / problem.sizes.kv_heads;
+        g = bg % problem.sizes.kv_heads;
+        const int first = (number - bg * problem.tiles) * KEYS;
+        entries = min(KEYS, problem.sizes.key_len - first);
+        if (threadIdx.x < entries) positions[threadIdx.x] = problem.order[bg * problem.sizes.key_len + first + threadIdx.x];
+        __syncthreads();
+    }
+};
+
+// Through 16 rows a warp of two tiles in shared memory, which no other warp uses.
+__device__ __forceinline__ void store(const Problem& problem, const Tile& tile, const Sums& sums, unsigned char* k_tile,
+                                      unsigned char* v_tile, int lane, int warp_row) {
+    const long long row0 = tile.bg * problem.sizes.key_len;
+    const auto target = [&](unsigned char* gradient) {
+        return [=](int within) -> unsigned char* {
+            const int entry = warp_row + within;
+            return entry < tile.entries ? gradient + (row0 + tile.positions[entry]) * ROW_BYTES : nullptr;
+        };
+    };
+    const float scale = problem.scale_log2 * LN2;
+    store_rows(sums.dk, scale, scale, k_tile, warp_row, lane, target(problem.dk));
+    store_rows(sums.dv, 1.0f, 1.0f, v_tile, warp_row, lane, target(problem.dv));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int entry = warp_row + lane / 4 + half * 8;
+        const float sum = sum_of_quad(sums.ddelta[half]);
+        if (lane % 4 == 0 && entry < tile.entries) problem.ddelta[row0 + tile.positions[entry]] = sum;
+    }
+}
+
+// Sums of a part of a tile, float32, each thread's own beside its neighbours'. A CTA has two places: for the tile that it
+// begins in the middle of, and for the one that it does not finish.
+struct Parts {
+    float4* all;
+
+    __device__ __forceinline__ float4& at(int cta, int place, int n) const {
+        return all[(static_cast<long long>(cta * 2 + place) * (D / 4 + 1) + n) * THREADS + threadIdx.x];
+    }
+    __device__ __forceinline__ void put(int cta, int place, const Sums& sums) const {
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n) {
+            at(cta, place, n) = make_float4(sums.dk[n][0], sums.dk[n][1], sums.dk[n][2], sums.dk[n][3]);
+            at(cta, place, n + D / 8) = make_float4(sums.dv[n][0], sums.dv[n][1], sums.dv[n][2], sums.dv[n][3]);
+        }
+        at(cta, place, D / 4) = make_float4(sums.ddelta[0], sums.ddelta[1], 0.0f, 0.0f);
+    }
+    __device__ __forceinline__ void add_to(Sums& sums, int cta, int place) const {
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n) {
+            const float4 dk = at(cta, place, n), dv = at(cta, place, n + D / 8);
+            sums.dk[n][0] += dk.x, sums.dk[n][1] += dk.y, sums.dk[n][2] += dk.z, sums.dk[n][3] += dk.w;
+            sums.dv[n][0] += dv.x, sums.dv[n][1] += dv.y, sums.dv[n][2] += dv.z, sums.dv[n][3] += dv.w;
+        }
+        const float4 ddelta = at(cta, place, D / 4);
+        sums.ddelta[0] += ddelta.x, sums.ddelta[1] += ddelta.y;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout, const float* delta, const int* evict,
                   const int* order, const int* first, const int* last, const int* full_first, const int* full_last,
-                  const float* lse, const float* rowsum, unsigned char* dk, unsigned char* dv, float* ddelta,
-                  long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head, int k_row,
-                  long long v_batch, long long v_head, int v_row, long long dout_batch, long long dout_head, int dout_row,
-                  int kv_heads, int groups, int query_len, int key_len, float scale_log2) {
+                  const long long* ends, const float* lse, const float* rowsum, float4* parts, unsigned char* dk,
+                  unsigned char* dv, float* ddelta, long long q_batch, long long q_head, int q_row, long long k_batch,
+                  long long k_head, int k_row, long long v_batch, long long v_head, int v_row, long long dout_batch,
+                  long long dout_head, int dout_row, int kv_heads, int groups, int query_len, int key_len, int heads,
+                  float scale_log2) {
     DYNAMIC_SHARED(shared);
     unsigned char *const k_tile = shared, *const v_tile = k_tile + KEYS * ROW_BYTES;
     const QueryBuffers queries{v_tile + KEYS * ROW_BYTES};
     int* const positions = reinterpret_cast<int*>(queries.shared + 2 * STAGE_BYTES);
 
-    const Sizes sizes{kv_heads, groups, query_len, key_len};
+    const int tiles = (key_len + KEYS - 1) / KEYS;
+    const Problem problem{{kv_heads, groups, query_len, key_len}, tiles, order, first, last, full_first, full_last, ends,
+                          static_cast<long long>(heads) * tiles, evict, delta, dk, dv, ddelta, scale_log2};
     const Queries from{q, dout, lse, rowsum, {q_batch, q_head, q_row}, {dout_batch, dout_head, dout_row}};
-    const int tiles = (key_len + KEYS - 1) / KEYS, tile = blockIdx.x % tiles, b = blockIdx.x / tiles / kv_heads;
-    const int g = blockIdx.x / tiles % kv_heads, lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
-    const long long bg = static_cast<long long>(b) * kv_heads + g;
-    const int entries = min(KEYS, key_len - tile * KEYS);
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
 
-    if (threadIdx.x < entries) positions[threadIdx.x] = order[bg * key_len + tile * KEYS + threadIdx.x];
-    __syncthreads();
+    const long long stop = problem.start(blockIdx.x + 1);
+    long long at = problem.start(blockIdx.x);
+    for (long long number = problem.tile_of(at); at < stop; ++number) {
+        __syncthreads();  // the tile before this one is in shared memory no longer
+        const Tile tile(problem, number, positions);
+        const int b = tile.b, g = tile.g;
 
-    MyKeys mine;
+        MyKeys mine;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int entry = warp_row + lane / 4 + half * 8;
-        const long long at = bg * key_len + (entry < entries ? positions[entry] : 0);
-        mine.birth[half] = entry < entries ? positions[entry] : 0;
-        mine.evict[half] = entry < entries ? evict[at] : 0;
-        mine.bias[half] = entry < entries ? delta[at] * LOG2E : 0.0f;
-    }
+        for (int half = 0; half < 2; ++half) {
+            const int entry = warp_row + lane / 4 + half * 8;
+            const int position = entry < tile.entries ? positions[entry] : 0;
+            mine.birth[half] = position;
+            mine.evict[half] = entry < tile.entries ? evict[tile.bg * key_len + position] : 0;
+            mine.bias[half] = entry < tile.entries ? delta[tile.bg * key_len + position] * LOG2E : 0.0f;
+        }
 
-    const long long range = bg * tiles + tile;
-    const int begin = first[range] * (BLOCK_Q / ROWS), end = min(last[range] * (BLOCK_Q / ROWS), (query_len + ROWS - 1) / ROWS);
-    const int full_begin = full_first[range] * (BLOCK_Q / ROWS), full_end = full_last[range] * (BLOCK_Q / ROWS);
-    int head = begin < end ? 0 : groups, block = begin;  // of this step
+        // Steps of this tile: blocks [begin, end) of ROWS queries of the first head, then of the next.
+        const int begin = first[number] * (BLOCK_Q / ROWS);
+        const int end = min(last[number] * (BLOCK_Q / ROWS), (query_len + ROWS - 1) / ROWS);
+        const int full_begin = full_first[number] * (BLOCK_Q / ROWS), full_end = full_last[number] * (BLOCK_Q / ROWS);
+        const long long begins = problem.begins(number);
+        const int from_step = at - begins, all_steps = ends[number] - begins, to_step = min(ends[number], stop) - begins;
+        // A tile of dead keys alone counts as one step, and has none.
+        int left = begin < end ? to_step - from_step : 0;
+        int head = left > 0 ? from_step / (end - begin) : 0, block = left > 0 ? begin + from_step % (end - begin) : 0;
 
-    if (head < groups) {
-        gather_rows<KEYS>(k_tile, Strides{k_batch, k_head, k_row}.rows(k, b, g), v_tile,
-                          Strides{v_batch, v_head, v_row}.rows(v, b, g), positions, entries);
-        copy_queries(queries, 0, from, sizes, b, g * groups, block * ROWS);
-    }
-    cp_async_commit();
+        if (left > 0) {
+            gather_rows<KEYS>(k_tile, Strides{k_batch, k_head, k_row}.rows(k, b, g), v_tile,
+                              Strides{v_batch, v_head, v_row}.rows(v, b, g), positions, tile.entries);
+            copy_queries(queries, 0, from, problem.sizes, b, g * groups + head, block * ROWS);
+        }
+        cp_async_commit();
 
-    Sums sums = {};
-    for (int stage = 0; head < groups; stage ^= 1) {
+        Sums sums = {};
+        for (int stage = 0; left > 0; stage ^= 1) {
+            cp_async_wait<0>();
+            __syncthreads();
+            const int next_block = block + 1 < end ? block + 1 : begin, next_head = block + 1 < end ? head : head + 1;
+            if (left > 1) copy_queries(queries, stage ^ 1, from, problem.sizes, b, g * groups + next_head, next_block * ROWS);
+            cp_async_commit();
+            const unsigned char *const my_k = k_tile + warp_row * ROW_BYTES, *const my_v = v_tile + warp_row * ROW_BYTES;
+            const int first_position = problem.sizes.offset() + block * ROWS;
+            if (full_begin <= block && block < full_end) {
+                step<false>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
+            } else {
+                step<true>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
+            }
+            block = next_block, head = next_head, --left;
+        }
         cp_async_wait<0>();
         __syncthreads();
-        const int next_block = block + 1 < end ? block + 1 : begin, next_head = block + 1 < end ? head : head + 1;
-        if (next_head < groups) copy_queries(queries, stage ^ 1, from, sizes, b, g * groups + next_head, next_block * ROWS);
-        cp_async_commit();
-        const unsigned char *const my_k = k_tile + warp_row * ROW_BYTES, *const my_v = v_tile + warp_row * ROW_BYTES;
-        const int first_position = sizes.offset() + block * ROWS;
-        if (full_begin <= block && block < full_end) {
-            step<false>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
-        } else {
-            step<true>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
-        }
-        block = next_block, head = next_head;
-    }
-    cp_async_wait<0>();
-    __syncthreads();
 
-    const auto target = [&](unsigned char* gradient) {
-        return [=](int within) -> unsigned char* {
-            const int entry = warp_row + within;
-            return entry < entries ? gradient + (bg * key_len + positions[entry]) * ROW_BYTES : nullptr;
-        };
-    };
-    store_rows(sums.dk, scale_log2 * LN2, scale_log2 * LN2, k_tile, warp_row, lane, target(dk));
-    store_rows(sums.dv, 1.0f, 1.0f, v_tile, warp_row, lane, target(dv));
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int entry = warp_row + lane / 4 + half * 8;
-        const float sum = sum_of_quad(sums.ddelta[half]);
-        if (lane % 4 == 0 && entry < entries) ddelta[bg * key_len + positions[entry]] = sum;
+        if (to_step - from_step == all_steps) {
+            store(problem, tile, sums, k_tile, v_tile, lane, warp_row);
+        } else {
+            Parts{parts}.put(blockIdx.x, from_step > 0 ? 0 : 1, sums);
+        }
+        at = begins + to_step;
     }
+}
+
+// One block for each place where one CTA of the kernel above ends and the next begins: the first such place within a tile
+// adds up what all CTAs found for it. Launched with as many blocks.
+extern "C" __global__ void __launch_bounds__(THREADS)
+dma_backward_join(const int* order, const long long* ends, float4* parts, unsigned char* dk, unsigned char* dv, float* ddelta,
+                  int kv_heads, int groups, int query_len, int key_len, int heads, float scale_log2) {
+    DYNAMIC_SHARED(shared);
+    unsigned char *const k_tile = shared, *const v_tile = k_tile + KEYS * ROW_BYTES;
+    int* const positions = reinterpret_cast<int*>(v_tile + KEYS * ROW_BYTES);
+
+    const int tiles = (key_len + KEYS - 1) / KEYS, cta = blockIdx.x;
+    const Problem problem{{kv_heads, groups, query_len, key_len}, tiles, order, nullptr, nullptr, nullptr, nullptr, ends,
+                          static_cast<long long>(heads) * tiles, nullptr, nullptr, dk, dv, ddelta, scale_log2};
+    if (cta == 0) return;
+    const long long number = problem.tile_of(problem.start(cta)), begins = problem.begins(number);
+    if (problem.start(cta) == begins || problem.start(cta - 1) > begins) return;
+
+    Sums sums = {};
+    Parts{parts}.add_to(sums, cta - 1, 1);
+    for (int other = cta; other < gridDim.x && problem.start(other) < ends[number]; ++other) {
+        if (problem.start(other) < problem.start(other + 1)) Parts{parts}.add_to(sums, other, 0);
+    }
+    const Tile tile(problem, number, positions);
+    store(problem, tile, sums, k_tile, v_tile, threadIdx.x % 32, threadIdx.x / 32 * 16);
 }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -14,6 +15,7 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 128)
 BLOCK_Q, TILE = 128, 64
 _THREADS = 128
+_ROWS = 64
 _KEYS = {"forward": 64, "backward_dq": 32}
 _KEPT = 64  # struct Kept of schedule.cuh
 
@@ -26,6 +28,8 @@ def defines(head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
 def shared_bytes(kernel: str, head_dim: int) -> int:
     """Dynamic shared memory of a kernel, as its source lays it out."""
     row = 2 * head_dim
+    if kernel == "backward_join":
+        return 2 * TILE * row + TILE * 4
     if kernel == "backward_dkdv":
         return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4
     keys = _KEYS[kernel]
@@ -72,8 +76,11 @@ def backward(
     dout: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dq, dk, dv in q's dtype and ddelta (float32), contiguous; `tiles` is the order of the keys and first, last,
-    full_first and full_last of its tiles of 64. Keys that no query attends to get exact zeros."""
+    """dq, dk, dv in q's dtype and ddelta (float32), contiguous. Keys that no query attends to get exact zeros.
+
+    Args:
+        tiles: the order of the keys; first, last, full_first and full_last of its tiles of 64; and `step_ends` of them.
+    """
     q, k, v, dout = map(addressable, (q, k, v, dout))
     delta = delta.contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
@@ -88,27 +95,51 @@ def backward(
         (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
+    order, *ranges, ends = tiles
+    blocks = min(_blocks_at_once(q.device), ends.numel())
+    parts = lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _THREADS, 4))
+    sizes = (*_sizes(q, k), numpy.int32(delta.shape[:2].numel()))
     _launch(
         "backward_dkdv",
         q,
         False,
-        tiles[1].numel(),
-        (q, k, v, dout, delta, evict, *tiles, lse, rowsum, dk, dv, ddelta),
+        blocks,
+        (q, k, v, dout, delta, evict, order, *ranges, ends, lse, rowsum, parts, dk, dv, ddelta),
         (q, k, v, dout),
-        _sizes(q, k),
+        sizes,
         scale,
     )
+    _launch("backward_join", q, False, blocks, (order, ends, parts, dk, dv, ddelta), (), sizes, scale)
     return dq, dk, dv, ddelta
+
+
+def step_ends(first: Tensor, last: Tensor, query_len: int, groups: int) -> Tensor:
+    """int64 [B * G * N]: the steps of backward_dkdv for all tiles up to and with each, 64 queries of one head a step.
+
+    Args:
+        first, last: int32 [B, G, N], ranges of tiles in blocks of 128 queries.
+        groups: query heads that share a key/value head.
+    """
+    per_block = BLOCK_Q // _ROWS
+    steps = (last * per_block).clamp(max=-(-query_len // _ROWS)) - first * per_block
+    return (steps * groups).clamp_(min=1).flatten().cumsum(0, dtype=torch.int64)
+
+
+@cache
+def _blocks_at_once(device: torch.device) -> int:
+    """CTAs of backward_dkdv that a GPU holds: two a multiprocessor, by their registers and shared memory."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 _NOTHING = (None,) * 4
 
 
 def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided, sizes, scale: float) -> None:
-    """Start `dma_<name>` of <name>.cu; the arguments are in the order in which every kernel takes them."""
+    """Start the kernel `dma_<name>`; the arguments are in the order in which every kernel takes them."""
     if not blocks:
         return
-    kernel = nvrtc.kernel(FOLDER / f"{name}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
+    source = "backward_dkdv" if name == "backward_join" else name
+    kernel = nvrtc.kernel(FOLDER / f"{source}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
     strides = [integer for x in strided for integer in _strides(x)]
     shared = shared_bytes(name, q.shape[3])
     kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))

@@ -7,6 +7,7 @@ import torch
 
 from dmabench.kernels import dma_cuda, make_plan, nvrtc
 from dmabench.kernels.cuda_driver import PackedArguments
+from dmabench.kernels.dma_cuda import launch
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -18,16 +19,17 @@ def on_cpu(emulated, monkeypatch):
     def kernel(source, name, defines):
         kernels = emulated(source, defines)
 
-        def launch(grid, block, shared_bytes, *arguments):
+        def start(grid, block, shared_bytes, *arguments):
             PackedArguments(arguments).fill(arguments)  # the driver takes these types, too
             kernels.launch(name, grid, block, shared_bytes, *arguments)
 
-        return SimpleNamespace(launch=launch)
+        return SimpleNamespace(launch=start)
 
     def poisoned(x, shape, dtype=None):
         return torch.full(shape, torch.nan, dtype=dtype or x.dtype)
 
     monkeypatch.setattr(nvrtc, "kernel", kernel)
+    monkeypatch.setattr(launch, "_blocks_at_once", lambda _: 3)
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     return dma_cuda.attend
 
