@@ -4,6 +4,8 @@ The values are read once. A row's delta does not depend on the other rows of the
 token gets the same delta when it is decoded as in a longer sequence. Nothing is added atomically.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEADS = 64
 BLOCK_T = 64
 """Always: with another number the compiler may take another instruction, and sum in another order."""
+FORWARD_OPTIONS = {"num_warps": 4, "num_stages": 4}
 _BACKWARD_PROGRAMS = 1056
 """At least so many where there are enough rows: 8 for each of an H100's 132 processors."""
 
@@ -176,7 +179,7 @@ def _forward(v: Tensor, weight: Tensor, gate: Tensor, exp: bool, keep_sample: bo
     delta, sample = _outputs(v, keep_sample)
     if delta.numel() > 0:
         with torch.cuda.device_of(v):
-            _forward_kernel[B * triton.cdiv(T, BLOCK_T),](
+            _forward_kernel[B * -(-T // BLOCK_T),](
                 v,
                 weight.contiguous(),
                 gate.contiguous(),
@@ -185,6 +188,7 @@ def _forward(v: Tensor, weight: Tensor, gate: Tensor, exp: bool, keep_sample: bo
                 T,
                 *v.stride()[:3],
                 **forward_constants(v.dtype, G, D, exp, keep_sample),
+                **FORWARD_OPTIONS,
             )
     return delta, sample
 
@@ -207,7 +211,7 @@ def _backward(
     dv = torch.empty_like(v)
     constants = backward_constants(G, D, exp)
     columns = G * triton.cdiv(D, constants["BLOCK_D"])
-    blocks = triton.cdiv(T, BLOCK_T)
+    blocks = triton.cdiv(T, constants["BLOCK_T"])
     splits = max(1, min(blocks, triton.cdiv(_BACKWARD_PROGRAMS, max(1, B * columns))))
     d_weight = torch.empty(B * splits, G * D, G, dtype=torch.float32, device=v.device)
     d_gate = torch.empty(B * splits, G, dtype=torch.float32, device=v.device)
@@ -228,35 +232,38 @@ def _backward(
                 *v.stride()[:3],
                 *dv.stride()[:3],
                 **constants,
+                **backward_options(G),
             )
     return dv, d_weight.sum(0).to(weight.dtype), d_gate.sum(0).to(gate.dtype)
 
 
+@cache
 def forward_constants(dtype: torch.dtype, G: int, D: int, exp: bool, keep_sample: bool) -> dict[str, int]:
     """What the forward kernel is compiled for."""
+    # float32's product is unrolled, and with many heads the weights take the shared memory of a small card.
+    largest = 32 if dtype == torch.float32 or G > 16 else 64
     return {
-        "G": G,
-        "D": D,
-        "HEADS": max(16, triton.next_power_of_2(G)),
-        "EXP": exp,
+        **_constants(G, D, exp, largest),
         "KEEP_SAMPLE": keep_sample,
         "SCALE": 2048 if dtype == torch.float16 else 1,
         "BLOCK_T": BLOCK_T,
-        # The product of float32 is unrolled, so it takes fewer channels at once.
-        "BLOCK_D": 32 if dtype == torch.float32 else min(128, max(16, triton.next_power_of_2(D))),
     }
 
 
+@cache
 def backward_constants(G: int, D: int, exp: bool) -> dict[str, int]:
     """What the backward kernel is compiled for."""
-    return {
-        "G": G,
-        "D": D,
-        "HEADS": max(16, triton.next_power_of_2(G)),
-        "EXP": exp,
-        "BLOCK_T": BLOCK_T,
-        "BLOCK_D": min(64, max(16, triton.next_power_of_2(D))),
-    }
+    return {**_constants(G, D, exp, 64), "BLOCK_T": 64 if G <= 16 else 32}
+
+
+def backward_options(G: int) -> dict[str, int]:
+    """How the backward kernel is compiled: with many heads so that its sums stay in registers (ptxas, sm_80 and sm_90)."""
+    return {"num_warps": 4, "num_stages": 3} if G <= 16 else {"num_warps": 8, "num_stages": 2}
+
+
+def _constants(G: int, D: int, exp: bool, largest_block_d: int) -> dict[str, int]:
+    block_d = min(largest_block_d, max(16, triton.next_power_of_2(D)))
+    return {"G": G, "D": D, "HEADS": max(16, triton.next_power_of_2(G)), "EXP": exp, "BLOCK_D": block_d}
 
 
 importance_forward = torch.library.custom_op(
