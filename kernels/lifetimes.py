@@ -26,7 +26,7 @@ def eviction_times(delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None = 
         int32 [B, G, T] in [j, T]: T means never evicted, j (its own position) means never attended.
     """
     B, G, T = delta_BGT.shape
-    delta = delta_BGT.detach() + 0.0  # -0.0 equals +0.0
+    delta = delta_BGT.detach().contiguous() + 0.0  # -0.0 equals +0.0
     usable = ~delta.isnan()
     if key_mask_BT is not None:
         usable &= key_mask_BT[:, None, :]

@@ -139,6 +139,14 @@ def test_the_order_beats_that_of_positions():
     assert kept <= executed < 4 * kept
 
 
+@pytest.mark.parametrize("window", [9, 100])
+def test_what_kernels_read_is_contiguous_whatever_the_strides_of_delta(window):
+    delta = torch.randn(2, 60, 3).transpose(1, 2)
+    plan, same = make_plan(delta, window), make_plan(delta.contiguous(), window)
+    assert plan.evict_BGT.is_contiguous() and plan.order_BGT.is_contiguous()
+    assert torch.equal(plan.evict_BGT, same.evict_BGT)
+
+
 def test_eviction_times_and_flag_are_those_of_delta():
     delta, key_mask = torch.randn(2, 3, 50), torch.rand(2, 50) < 0.8
     plan = make_plan(delta, 9, key_mask=key_mask, query_len=20)
