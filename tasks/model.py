@@ -238,10 +238,8 @@ class DmabenchModel(DmabenchPreTrainedModel):
                 cache.mask_BT = mask
             return padding, mask
         assert cache is not None
-        ends = attention_mask[:, seen:] if attention_mask is not None else None
-        if (cache.mask_BT is not None and not bool(cache.mask_BT[:, -1].all())) or not (
-            ends is None or bool(ends.all())
-        ):
+        ended = cache.mask_BT is not None and bool((cache.mask_BT.any(-1) & ~cache.mask_BT[:, -1]).any())
+        if ended or (attention_mask is not None and not bool(attention_mask[:, seen:].all())):
             raise ValueError(
                 "tokens after padding of their row: batches that go on with a cache are padded on the left, "
                 "before the first call alone"

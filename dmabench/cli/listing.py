@@ -11,11 +11,13 @@ import typer
 from dmabench import runs
 from dmabench.errors import Refusal
 
-HELP = """List what there is: backends, runs, tasks, claims or presets.
+HELP = """List what there is: backends, models, runs, tasks, claims or presets.
 
 [bold]Examples[/bold]
 
 dmabench list backends
+
+dmabench list models
 
 dmabench list runs --results results/reference
 
@@ -27,6 +29,7 @@ class What(StrEnum):
     """What can be listed."""
 
     backends = "backends"
+    models = "models"
     runs = "runs"
     tasks = "tasks"
     claims = "claims"
@@ -34,7 +37,7 @@ class What(StrEnum):
 
 
 # The table leaves out what would make it too wide for a terminal; --json has it all. A run's name says its start.
-LEFT_OUT = {What.runs: ("command", "started"), What.claims: ("source",)}
+LEFT_OUT = {What.runs: ("command", "started"), What.claims: ("source",), What.models: ("window",)}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,6 +54,7 @@ def list_things(
     """Prints the list on standard output; a sentence on standard error where there is nothing."""
     makers: dict[What, Callable[[], tuple[list[dict[str, Any]], str]]] = {
         What.backends: lambda: (backends(device), "No backend is registered."),
+        What.models: lambda: (_models(), "There is no model."),
         What.runs: lambda: _runs(results),
         What.tasks: lambda: ([], "No task is built yet: `dmabench kernels` measures the attention functions alone."),
         What.claims: lambda: (_claims(), "No claim is registered."),
@@ -60,7 +64,8 @@ def list_things(
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif found:
-        _print([{key: value for key, value in one.items() if key not in LEFT_OUT.get(what, ())} for one in found])
+        shown = [{key: value for key, value in one.items() if key not in LEFT_OUT.get(what, ())} for one in found]
+        _print(_in_millions(shown) if what is What.models else shown)
         for one in found if what is What.runs else ():
             if one["status"].startswith("unreadable: "):
                 typer.echo(one["status"], err=True)
@@ -85,6 +90,27 @@ def backends(device: str | None = None) -> list[dict[str, Any]]:
             "unavailable": backend.unavailable(kind),
         }
         for backend in registry.backends()
+    ]
+
+
+def _models() -> list[dict[str, Any]]:
+    # Imports torch and transformers.
+    table: list[dict[str, Any]] = importlib.import_module("dmabench.tasks.parameters").table()
+    return table
+
+
+def _in_millions(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameters as a terminal shows them; --json has every digit."""
+    return [
+        {
+            key.replace("percent_off_mha", "off mha"): f"{value / 1e6:.3f}M"
+            if isinstance(value, int)
+            else f"{value:+.2f}%"
+            if isinstance(value, float)
+            else value
+            for key, value in row.items()
+        }
+        for row in table
     ]
 
 
