@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dmabench.kernels.operators import operator
+
 LOG2E = tl.constexpr(math.log2(math.e))
 LAST = tl.constexpr(2**63 - 1)
 """Later than every rank."""
@@ -249,7 +251,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def _block(head_dim: int, itemsize: int) -> tuple[int, int]:
+def blocks(head_dim: int, itemsize: int) -> tuple[int, int]:
     """Keys at a time, and stages of the pipeline: k and v of all stages take at most 96 KiB of shared memory."""
     block_d = max(16, triton.next_power_of_2(head_dim))
     block_n = max(16, min(64, (16 << 10) // (block_d * itemsize)))
@@ -288,7 +290,7 @@ def _launch(q: Tensor, new: tuple[Tensor, Tensor, Tensor, Tensor | None] | None,
     k, v, delta, position, count, seen = buffers
     (B, G, window, D), H = k.shape, q.shape[1]
     groups, block_d = H // G, max(16, triton.next_power_of_2(D))
-    block_n, stages = _block(D, k.element_size())
+    block_n, stages = blocks(D, k.element_size())
     parts = splits(B * G, window, block_n, _multiprocessors(q.device))
     split_size = -(-window // (parts * block_n)) * block_n
     q = q if q.stride(-1) == 1 else q.contiguous()
@@ -321,16 +323,9 @@ def _launch(q: Tensor, new: tuple[Tensor, Tensor, Tensor, Tensor | None] | None,
     return out
 
 
-def _operator(name: str, function, mutates: tuple[str, ...]):
-    """`function`, which torch.compile sees as the custom operator `dmabench::name`.
-
-    Elsewhere it is called itself: going through the dispatcher would cost more than a launch.
-    """
-    operator = torch.library.custom_op(f"dmabench::{name}", function, mutates_args=mutates)
-    operator.register_fake(lambda q, *_: torch.empty_like(q, memory_format=torch.contiguous_format))
-    return lambda *arguments: (operator if torch.compiler.is_compiling() else function)(*arguments)
+def _empty(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-BUFFERS = ("k", "v", "delta", "position", "count", "seen")
-run_step = _operator("live_keys_step", step, BUFFERS)
-run_attend = _operator("live_keys_attend", attend, ())
+run_step = operator("live_keys_step", step, _empty, mutates=("k", "v", "delta", "position", "count", "seen"))
+run_attend = operator("live_keys_attend", attend, _empty)
