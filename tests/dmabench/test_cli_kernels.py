@@ -14,7 +14,7 @@ from dmabench.cli.main import app
 from dmabench.errors import Refusal
 
 TINY = ["--window", "16", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--device", "cpu"]
-FAST = [*TINY, "--cap", "0.05", "--backend", "reference,sdpa-math"]
+FAST = [*TINY, "--cap", "0.05", "--backend", "dma/reference,sdpa-math"]
 HALF = '{"schema": 1, "cel'
 
 
@@ -169,7 +169,7 @@ def test_a_reader_that_hangs_up_changes_nothing(finished):
 
 
 def test_json_alone_goes_to_stdout_and_nothing_that_ran_is_3(tmp_path):
-    words = (*TINY, "--seqlen", "64", "--backend", "reference", "--no-dense", "--pass", "decode", "--json")
+    words = (*TINY, "--seqlen", "64", "--backend", "dma/reference", "--no-dense", "--pass", "decode", "--json")
     result = call(*words, "--results", tmp_path)
     (row,) = [json.loads(line) for line in result.stdout.splitlines()]
     assert row["status"] == "UNSUPPORTED" and row["reason"] and row["total_ms"] is None

@@ -72,6 +72,17 @@ def test_fewer_queries_than_keys_are_refused_or_right(inputs, close, name):
         close(backend.attend(q, k, v, scale=0.2), _expected(q, k, v, 0.2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize(("H", "G", "T"), [(4, 2, 100), (2, 2, 1), (8, 1, 333)])
+def test_decoding_one_query_sees_every_key(inputs, close, name, H, G, T, dtype):
+    backend = registry.get(f"dense/{name}")
+    problem = _problem(device="cpu", dtype=dtype, heads=H, kv_heads=G, query_len=1, key_len=T, head_dim=32)
+    assert "decode" in backend.passes and backend.refusal(problem) is None
+    q, k, v, _ = inputs(2, H, G, 1, T, 32, dtype)
+    close(backend.attend(q, k, v, scale=0.2), _expected(*(x.double() for x in (q, k, v)), 0.2))
+
+
 @pytest.mark.parametrize("name", ["sdpa-flash", "sdpa-cudnn", "sdpa-math", "fa3", "fa4"])
 def test_fewer_queries_than_keys_are_refused_on_cuda(name):
     assert registry.get(f"dense/{name}").refuses(_problem(query_len=32)) is not None

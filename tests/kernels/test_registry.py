@@ -19,6 +19,11 @@ OURS = {
     "dense/fa4",
     "swa/flex",
     "swa/varlen-flash",
+    "swa/sdpa",
+    "mla/expanded",
+    "mla/absorbed",
+    "nsa/reference",
+    "nsa/fla",
 }
 
 
@@ -90,7 +95,7 @@ def test_the_same_name_under_another_function_is_fine(outside):
 
 
 def test_an_unknown_function_is_refused():
-    with pytest.raises(ValueError, match="mine: unknown function 'attention', known are dma, dense, swa"):
+    with pytest.raises(ValueError, match="mine: unknown function 'attention', known are dma, dense, swa, mla, nsa"):
         Backend("attention", "mine", _double)
 
 
@@ -137,3 +142,12 @@ def test_passes_on_a_device_are_those_it_does_not_refuse():
     assert registry.get("dma/flex").passes_on("cuda") == ("fwd", "bwd", "fwd+bwd")
     assert registry.get("dma/sdpa-masked").passes_on("cuda") == ("fwd",)
     assert registry.get("dma/triton").passes_on("cpu") == ()
+
+
+def test_a_decode_pass_is_asked_for_one_query():
+    """A backend that decodes alone, and those that decode beside their other passes; none of them has to differentiate
+    it."""
+    assert registry.get("swa/sdpa").passes_on("cpu") == ("decode",)
+    assert registry.get("mla/absorbed").passes_on("cpu") == ("fwd", "decode")
+    assert registry.get("dense/sdpa-math").passes_on("cpu") == ("fwd", "bwd", "fwd+bwd", "decode")
+    assert registry.get("dense/sdpa-cudnn").passes_on("cuda") == ("fwd", "bwd", "fwd+bwd", "decode")

@@ -91,12 +91,27 @@ def test_fewer_queries_than_keys_are_refused_or_right(inputs, close):
         close(backend.attend(q, k, v, window=40, scale=0.2), _expected(q, k, v, 40, 0.2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("H", "G", "T", "w"), [(4, 2, 100, 30), (2, 2, 100, 100), (8, 1, 20, 99), (4, 2, 50, 1)])
+def test_decoding_reads_the_last_keys(inputs, close, H, G, T, w, dtype):
+    """Also where they are all there is: a cache that holds only the window."""
+    backend = registry.get("swa/sdpa")
+    q, k, v, _ = inputs(2, H, G, 1, T, 32, dtype)
+    expected = _expected(*(x.double() for x in (q, k, v)), w, 0.2)
+    close(backend.attend(q, k, v, window=w, scale=0.2), expected)
+    kept = max(0, T - w)
+    k[:, :, :kept], v[:, :, :kept] = torch.nan, torch.nan
+    close(backend.attend(q, k, v, window=w, scale=0.2), expected)
+    close(backend.attend(q, k[:, :, kept:], v[:, :, kept:], window=w, scale=0.2), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("varlen-flash", {"device": "cpu"}, "FlashAttention for packed sequences needs a CUDA device"),
         ("varlen-flash", {"dtype": torch.float32}, "FlashAttention takes fp16 and bf16, not float32"),
         ("varlen-flash", {"query_len": 32}, "swa/varlen-flash needs as many queries as keys"),
+        ("sdpa", {}, "swa/sdpa takes one query, to decode"),
         ("flex", {"dtype": torch.float64}, "FlexAttention has no float64"),
         ("flex", {"device": "cpu", "backward": True}, "FlexAttention has no backward on a CPU"),
     ],
