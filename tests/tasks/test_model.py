@@ -7,7 +7,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dmabench.tasks import model as model_module
-from dmabench.tasks.config import ModelConfig
 from dmabench.tasks.model import DmabenchForCausalLM
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -250,10 +249,3 @@ def test_importance_that_is_not_finite_is_refused_by_name(small):
     model.model.layers[1].self_attn.finite = torch.tensor(False)  # as a GPU backend leaves it, without raising
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn"):
         model.require_finite_importance()
-
-
-def test_generation_of_a_config_alone():
-    """A config made in code and one read back from its own dictionary are the same model."""
-    config = ModelConfig(attention="swa:5,mha:1", num_hidden_layers=7, window=8)
-    assert config.kinds == ["swa"] * 5 + ["mha", "swa"]
-    assert ModelConfig(**config.to_dict()).kinds == config.kinds
