@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
 
-from dmabench.kernels import importance, importance_triton
+from dmabench.kernels import importance, importance_kernels, importance_triton
 
 # `compare` for one problem: delta, every gradient, and that both are the same once more.
 COMPARE = """
@@ -113,13 +113,14 @@ torch.testing.assert_close(dv[0, 0, :, 0].double(), right, rtol=1e-5, atol=1e-35
 def test_operators_are_what_torch_expects():
     _interpret(
         """
-BUT_DYNAMIC = ("test_schema", "test_autograd_registration", "test_faketensor")
+# Without test_aot_dispatch_dynamic, which takes 10 s to import; test_compiled_on_a_card stands for it.
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 leaves, d_delta = problem(1, 2, 20, 16, torch.float16, "cpu", layout="BTGD")
-torch.library.opcheck(torch.ops.dmabench.importance, (*leaves, True, True))
+torch.library.opcheck(torch.ops.dmabench.importance, (*leaves, True, True), test_utils=CHECKS)
 leaves = [x.detach() for x in leaves]
 torch.library.opcheck(torch.ops.dmabench.importance, (*leaves, False, False), test_utils="test_faketensor")
 sample = importance_triton.importance_forward(*leaves, True, True)[1]
-torch.library.opcheck(torch.ops.dmabench.importance_backward, (d_delta, *leaves, sample, True), test_utils=BUT_DYNAMIC)
+torch.library.opcheck(torch.ops.dmabench.importance_backward, (d_delta, *leaves, sample, True), test_utils=CHECKS)
 for shape in [(0, 2, 5), (1, 2, 0)]:
     assert importance_triton.importance(torch.zeros(*shape, 16), torch.zeros(32, 2), torch.zeros(2)).shape == shape
 leaves, _ = problem(1, 2, 0, 16, torch.float32, "cpu")
@@ -142,10 +143,10 @@ def test_kernels_compile_for_a_card(dtype, G, arch):
     from triton.compiler import ASTSource
     from triton.compiler import compile as triton_compile
 
-    parts = importance_triton
+    parts = importance_kernels
     for kernel, constants, options in [
-        (parts._forward_kernel, parts.forward_constants(dtype, G, 128, True, True), parts.FORWARD_OPTIONS),
-        (parts._backward_kernel, parts.backward_constants(G, 128, True), parts.backward_options(G)),
+        (parts.forward_kernel, parts.forward_constants(dtype, G, 128, True, True), parts.FORWARD_OPTIONS),
+        (parts.backward_kernel, parts.backward_constants(G, 128, True), parts.backward_options(G)),
     ]:
         values = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
         types = {"v_ptr": values, "dv_ptr": values}
