@@ -37,13 +37,15 @@ def tokens(B, H, G, D, dtype, masked, seed):
     drawn = torch.where(torch.rand(drawn.shape, generator=generator) < 0.3, torch.randn(drawn.shape), drawn)
     return q, k, v, drawn.transpose(1, 2), torch.rand(B, 1, generator=generator) < 0.8 if masked else None
 
-def compare(B, H, G, D, w, before, steps, dtype, masked, parts, tolerance):
+def compare(B, H, G, D, w, before, steps, dtype, masked, parts, tolerance, script=None):
     step.splits = lambda *_: parts
     theirs = buffers(B, G, w, D, dtype)
     for t in range(before + steps):
         if t == before:
             mine = [x.clone() for x in theirs]
         q, k, v, delta, mask = tokens(B, H, G, D, dtype, masked, t)
+        if script:
+            delta = torch.full_like(delta, script[t])
         operations.insert(*theirs, k, v, delta, mask)
         if t < before:
             continue
@@ -59,7 +61,10 @@ HALF, FULL = (torch.float16, 2e-3), (torch.float32, 1e-5)
 """
 
 CASES = """
-compare(1, 2, 1, 16, 1, 0, 5, FULL[0], False, 1, FULL[1])
+compare(1, 2, 1, 16, 1, 0, 3, FULL[0], False, 1, FULL[1])
+# NaN into a free slot; the zeros are equal, so that the earlier of them goes; NaN and less into a full cache.
+script = [math.nan, 0.0, -0.0, 3.0, -0.0, 0.0, math.nan, -1.0, -math.inf]
+compare(1, 1, 1, 16, 3, 0, len(script), FULL[0], False, 1, FULL[1], script)
 compare(2, 4, 2, 24, 70, 67, 5, HALF[0], True, 2, HALF[1])
 step.SEARCHED = 16  # several looks for the key that goes
 compare(1, 3, 1, 64, 37, 60, 5, FULL[0], True, 1, FULL[1])
