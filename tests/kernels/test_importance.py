@@ -42,6 +42,14 @@ def test_is_float32_whatever_the_values_are(dtype):
     assert delta[0, 0].unique().numel() > 490
 
 
+def test_autocast_does_not_coarsen_it():
+    v = torch.randn(1, 2, 50, 8)
+    weight, gate = _weights(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        delta = importance(v, weight, gate)
+    assert torch.equal(delta, importance(v, weight, gate))
+
+
 def test_takes_strided_values():
     v = torch.randn(2, 7, 3, 4).transpose(1, 2)
     weight, gate = _weights(3, 4)
