@@ -3,6 +3,9 @@
 Each distinct shape compiles for seconds, so there are few. The backward on a GPU is in test_gpu.py.
 """
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 
@@ -84,16 +87,27 @@ def test_a_dead_keys_nan_poisons_neither_output_nor_gradient(eager_dma_flex, inp
     assert not found[3][0, 1, 60].any()
 
 
+@pytest.fixture
+def handed(monkeypatch) -> dict[str, Any]:
+    """What flex.attend is called with from here on, by the names of its arguments; it computes nothing."""
+    signature, arguments = inspect.signature(flex.attend), {}
+
+    def attend(*args: Any) -> tuple[torch.Tensor, None]:
+        arguments.update(signature.bind(*args).arguments)
+        return args[0], None
+
+    monkeypatch.setattr(flex, "attend", attend)
+    return arguments
+
+
 @pytest.mark.parametrize(("T", "w"), [(200, 200), (600, 30)])
-def test_no_nan_of_a_dead_key_is_handed_to_the_kernel(monkeypatch, inputs, T, w):
+def test_no_nan_of_a_dead_key_is_handed_to_the_kernel(handed, inputs, T, w):
     """A kernel may add the bias before it masks, and a NaN times zero would stay."""
-    seen = []
-    monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args[3]), (args[0], None))[1])
     q, k, v, delta = inputs(1, 2, 1, T, T, 16)
     delta[0, 0, 50], delta[0, 0, 60] = torch.nan, torch.inf
     plan = make_plan(delta, w, key_mask=torch.arange(T)[None] != 60)
     dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
-    assert seen[0].shape[-1] == T and bool(seen[0].isfinite().all())
+    assert handed["bias"].shape[-1] == T and bool(handed["bias"].isfinite().all())
 
 
 def test_keys_of_a_plan_that_gathers_are_in_the_order_of_its_tiles():
@@ -104,15 +118,13 @@ def test_keys_of_a_plan_that_gathers_are_in_the_order_of_its_tiles():
         assert mine.dtype == torch.int32 and torch.equal(mine, getattr(plan, name).gather(-1, order))
 
 
-def test_keys_that_need_no_other_order_are_not_copied(monkeypatch, inputs):
-    seen = []
-    monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args), (args[0], None))[1])
+def test_keys_that_need_no_other_order_are_not_copied(handed, inputs):
     q, k, v, delta = inputs(1, 4, 2, 200, 200, 16)
     plan = make_plan(delta, 30)
     dma_flex.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
     assert dma_flex._keys(plan)[0] is None
-    assert seen[0][1] is k and seen[0][2] is v
-    assert torch.equal(seen[0][4], plan.birth_BGT) and seen[0][5] is plan.evict_BGT
+    assert handed["k"] is k and handed["v"] is v
+    assert torch.equal(handed["birth"], plan.birth_BGT) and handed["evict"] is plan.evict_BGT
 
 
 @pytest.mark.parametrize("T", [300, 600])
@@ -163,13 +175,11 @@ def test_prepare_leaves_nothing_for_the_call_to_make(eager_dma_flex, inputs, cou
 
 
 @pytest.mark.parametrize("needs", range(4))
-def test_lists_by_tile_are_there_whichever_input_needs_a_gradient(monkeypatch, inputs, needs):
-    seen = []
-    monkeypatch.setattr(flex, "attend", lambda *args: (seen.append(args[6]), (args[0], None))[1])
+def test_lists_by_tile_are_there_whichever_input_needs_a_gradient(handed, inputs, needs):
     tensors = inputs(1, 4, 2, 200, 200, 16)
     tensors[needs].requires_grad_()
     dma_flex.attend(*tensors[:3], delta=tensors[3], plan=make_plan(tensors[3], 30), scale=0.25)
-    assert seen[0].q_count is not None and seen[0].full_q_index is not None
+    assert handed["lists"].q_count is not None and handed["lists"].full_q_index is not None
 
 
 def test_executed_pairs_count_every_query_head(inputs):
