@@ -134,11 +134,13 @@ def backends() -> tuple[Backend, ...]:
         dma_reference,
         dma_triton,
         latent,
-        native_sparse,
+        live_keys,
         sliding_window,
     )
+    from dmabench.kernels.native_sparse import backends as native_sparse
 
-    own = (dma_reference, dma_flex, dma_triton, dma_cuda, dma_masked, dense, sliding_window, latent, native_sparse)
+    dma = (dma_reference, dma_flex, dma_triton, dma_cuda, dma_masked, live_keys)
+    own = (*dma, dense, sliding_window, latent, native_sparse)
     found = [backend for module in own for backend in module.BACKENDS]
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         loaded = entry.load()

@@ -1,18 +1,18 @@
 """Native sparse attention (NSA, arXiv 2502.11089): summaries of blocks, whole blocks that they point to, and a window.
 
-`reference` is the definition, `decode` one query of it, `fused` the fast path through fla-core.
+`reference` is the definition, `decode` one query of it, `fused` the fast path through fla-core; `backends` lists them
+for the registry.
 """
 
 import torch
 from torch import Tensor
 
-from dmabench.kernels.native_sparse import decode, fused, reference
+from dmabench.kernels.native_sparse import decode, reference
 from dmabench.kernels.native_sparse.compression import Compressor, compress, mean
 from dmabench.kernels.native_sparse.settings import PAPER, Settings, settings_for
-from dmabench.kernels.registry import Backend, Problem, wants_gradient
+from dmabench.kernels.registry import Problem, wants_gradient
 
 __all__ = [
-    "BACKENDS",
     "PAPER",
     "Settings",
     "cache_bytes",
@@ -66,6 +66,8 @@ def native_sparse_attention(
     if backend == "fla" or (backend == "auto" and plain and _takes(q, k, settings)):
         if not plain:
             raise ValueError("nsa/fla makes its own means and takes the last positions: use backend='reference'")
+        from dmabench.kernels.native_sparse import fused
+
         return fused.attend(q, k, v, gates=gates, settings=settings, scale=scale)
     if backend not in ("auto", "reference"):
         raise ValueError(f"backend must be 'auto', 'fla' or 'reference', got {backend!r}")
@@ -77,10 +79,14 @@ def native_sparse_attention(
 
 def _takes(q: Tensor, k: Tensor, settings: Settings) -> bool:
     """Whether nsa/fla is there and takes this."""
+    if q.device.type != "cuda":
+        return False
+    from dmabench.kernels.native_sparse import fused  # here, since it brings FlexAttention, whose import takes seconds
+
     B, H, Tq, D = q.shape
-    device, G, Tk = q.device.type, k.shape[1], k.shape[2]
-    problem = Problem(device, q.dtype, B, H, G, Tq, Tk, D, None, wants_gradient(q, k))
-    return Tk >= settings.select_block and not (fused.missing(device) or fused.refuses(problem, settings))
+    G, Tk = k.shape[1], k.shape[2]
+    problem = Problem("cuda", q.dtype, B, H, G, Tq, Tk, D, None, wants_gradient(q, k))
+    return Tk >= settings.select_block and not (fused.missing("cuda") or fused.refuses(problem, settings))
 
 
 def _check(q, k, v, gates, settings, compressed, positions) -> None:
@@ -136,38 +142,3 @@ def cache_bytes(problem: Problem, settings: Settings | None = None) -> int:
     settings = settings or settings_for(problem.window)
     rows = problem.key_len + settings.compressed_len(problem.key_len)
     return 2 * problem.batch * problem.kv_heads * rows * problem.head_dim * torch.finfo(problem.dtype).bits // 8
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, gates, settings, scale, blocks=None, compressed=None) -> Tensor:
-    form = decode.attend if q.shape[2] == 1 else reference.attend
-    return form(q, k, v, gates, settings, scale, blocks=blocks, compressed=compressed)
-
-
-def _refuses(problem: Problem) -> str | None:
-    try:
-        settings = settings_for(problem.window)
-    except ValueError as error:
-        return str(error)
-    if problem.key_len < settings.select_block:
-        return (
-            f"{problem.key_len} tokens are less than one block of {settings.select_block}: there is nothing to "
-            "compress or select; use a longer sequence or a smaller window"
-        )
-    return None
-
-
-def _refuses_fused(problem: Problem) -> str | None:
-    return _refuses(problem) or fused.refuses(problem, settings_for(problem.window))
-
-
-BACKENDS = [
-    Backend("nsa", "reference", _attend, passes=("fwd", "bwd", "fwd+bwd", "decode"), refuses=_refuses),
-    Backend(
-        "nsa",
-        "fla",
-        fused.attend,
-        missing=fused.missing,
-        refuses=_refuses_fused,
-        padded_heads=fused.padded_heads,
-    ),
-]

@@ -137,7 +137,9 @@ def _compressed_by_flex(q, kc, vc, keys, settings, scale, select) -> tuple[Tenso
         out = q.new_zeros(*q.shape[:-1], vc.shape[-1])
     else:
         birth, evict, lists = _compressed_lists(keys, settings, wants_gradient(q, kc, vc), q.device)
-        out = flex.attend(q, kc, vc, None, birth, evict, lists, 0, scale)[0]
+        out, _ = flex.attend(
+            q, kc, vc, bias=None, references=None, birth=birth, evict=evict, lists=lists, offset=0, scale=scale
+        )
     if not select:
         return out, None
     blocks = select_blocks(q, kc, keys, settings, scale, stable=False)
