@@ -146,8 +146,9 @@ def test_every_two_values_meet():
 
 def test_the_reference_goes_the_same_way_on_a_cpu():
     small = [cell for cells in _array() for cell in cells if cell["seqlen"] < 1000 and cell["head_dim"] <= 96]
-    assert len(small) >= 4 and {cell["padding"] for cell in small} == {None, *PADDINGS}
-    for seed, setting in enumerate(small):
+    by_padding = {cell["padding"]: cell for cell in small}
+    assert set(by_padding) == {None, *PADDINGS}
+    for seed, setting in enumerate(by_padding.values()):
         assert _check(setting, ["reference"], "cpu", seed) == {"reference": None}
 
 
@@ -171,6 +172,7 @@ def test_a_wrong_or_undocumented_answer_is_reported(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(300)  # four processes on one card slow one another down
 @pytest.mark.parametrize("number", range(COUNT))
 def test_every_backend_passes(number):
     passed = []

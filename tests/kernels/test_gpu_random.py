@@ -244,6 +244,7 @@ def test_a_wrong_backend_is_noticed(reference, budget, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.timeout(300)  # four processes on one card slow one another down
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_every_backend_on_fifty_random_problems(batch, budget):
     turns = _drawn_for(batch, BACKENDS, "cuda")
