@@ -40,6 +40,7 @@ def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
     _keys(plan)
     _lists(plan, problem.groups, problem.backward)
+    plan.references(delta)
 
 
 def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
@@ -49,12 +50,14 @@ def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor | None]:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     backward = wants_gradient(q, k, v, delta)
+    precision = torch.promote_types(delta.dtype, q.dtype)  # float32, or float64 where torch evaluates it eagerly
+    references = plan.references(delta).to(precision)  # of the positions, so before the keys are permuted
     order, birth, evict = _keys(plan)
     if order is not None:
         delta, k, v = (_TakeKeys.apply(x, order) for x in (delta, k, v))
-    bias = delta.masked_fill(evict <= birth, 0.0)  # a dead key's delta may be NaN
+    bias = delta.masked_fill(evict <= birth, 0.0).to(precision)  # a dead key's delta may be NaN
     lists = _lists(plan, q.shape[1] // k.shape[1], backward)
-    return flex.attend(q, k, v, bias, birth, evict, lists, plan.query_offset, scale)
+    return flex.attend(q, k, v, bias, birth, evict, lists, plan.query_offset, scale, references)
 
 
 class _TakeKeys(torch.autograd.Function):

@@ -45,6 +45,7 @@ def attend(
     lists: TileLists,
     offset: int,
     scale: float,
+    references: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """FlexAttention over the tiles in `lists` with the mask birth <= i + offset < evict.
 
@@ -52,6 +53,7 @@ def attend(
         q: [B, H, Tq, D]; k, v: [B, G, K, D], in any key order.
         bias, birth, evict: [B or 1, G or 1, K] in the same order; bias is added to the scores.
         lists: as `block_masks.tile_lists` makes them for BLOCK x BLOCK tiles, one set a query head or one for all.
+        references: [B, G, query blocks], what the bias is taken relative to (Plan.references); None where it is None.
 
     Returns:
         out [B, H, Tq, D] and lse [B, H, Tq] (None on a CPU).
@@ -61,7 +63,11 @@ def attend(
     if padding:  # the templates want powers of two; zero columns change neither scores nor the columns kept
         q, k, v = (torch.nn.functional.pad(x, (0, padding)) for x in (q, k, v))
     with torch._dynamo.config.patch(recompile_limit=_RECOMPILES, accumulated_recompile_limit=_RECOMPILES):
-        out, lse = _compiled(bias is not None)(q, k, v, bias, birth, evict, lists.tensors(), offset, scale)
+        call = _compiled(bias is not None)
+        out, lse = call(q, k, v, bias, references, birth, evict, lists.tensors(), offset, scale)
+    if lse is not None and references is not None:
+        of_rows = references.repeat_interleave(BLOCK, -1)[..., : q.shape[2]]
+        lse = lse + of_rows.repeat_interleave(q.shape[1] // k.shape[1], 1)
     return out[..., :head_dim], lse
 
 
@@ -70,16 +76,17 @@ def _compiled(biased: bool) -> Any:
     return torch.compile(_with_bias if biased else _without_bias, fullgraph=True, dynamic=False)
 
 
-def _with_bias(q, k, v, bias, birth, evict, lists, offset, scale):
+def _with_bias(q, k, v, bias, references, birth, evict, lists, offset, scale):
     groups, batched = q.shape[1] // k.shape[1], birth.shape[0] > 1
 
     def add_bias(score, b, h, i, j):
-        return score + bias[b if batched else 0, h // groups, j]
+        b, g = b if batched else 0, h // groups
+        return score + (bias[b, g, j] - references[b, g, i // BLOCK])
 
     return _flex(q, k, v, add_bias, birth, evict, lists, offset, scale)
 
 
-def _without_bias(q, k, v, bias, birth, evict, lists, offset, scale):
+def _without_bias(q, k, v, bias, references, birth, evict, lists, offset, scale):
     return _flex(q, k, v, None, birth, evict, lists, offset, scale)
 
 

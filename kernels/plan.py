@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmabench.kernels import fused_plan
-from dmabench.kernels.key_lists import KeyLists, key_lists, list_width
+from dmabench.kernels.key_lists import BLOCK_Q, KeyLists, key_lists, list_width
 from dmabench.kernels.key_order import order_by_lifetime
 from dmabench.kernels.lifetimes import eviction_times
 
@@ -112,6 +112,31 @@ class Plan:
             return KeyLists(*fused_plan.key_lists(self.evict_BGT, *self.alive, self.window, self.query_len))
 
         return self.derived("key lists", make)
+
+    def references(self, delta_BGT: Tensor) -> Tensor:
+        """For each block of 128 queries a delta to take scores relative to, float32 [B, G, ceil(query_len / 128)]: the
+        largest that the block's first query attends to (0 where there is none). Made once for a delta.
+
+        Softmax does not change when a row's scores move together, but float32 does: importances of the paper's form
+        reach millions, where neighbouring numbers are 0.25 apart.
+        """
+
+        def make() -> Tensor:
+            if fused_plan.usable(delta_BGT):
+                return fused_plan.references(delta_BGT, self.evict_BGT, self.query_len)
+            position = torch.arange(self.key_len, device=delta_BGT.device)
+            attended = delta_BGT.detach().masked_fill(self.evict_BGT <= position, -torch.inf)
+            first_rows = attended.cummax(-1).values[..., self.query_offset :: BLOCK_Q]
+            return first_rows.masked_fill(first_rows.isinf(), 0.0).float().contiguous()
+
+        if torch.compiler.is_compiling():
+            return make()
+        # The bias may be another delta than the one that the plan was made from. Holding it keeps its address its own.
+        mark = (delta_BGT.data_ptr(), delta_BGT.stride(), delta_BGT._version)
+        held = self._derived.get("references")
+        if held is None or held[0] != mark:
+            held = self._derived["references"] = (mark, make(), delta_BGT.detach())
+        return held[1]
 
     def tiles(self, block_q: int, block_k: int) -> Tiles:
         """Query-block ranges of the reordered keys in tiles of `block_k`; made once a size, all on the device."""

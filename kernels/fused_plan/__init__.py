@@ -4,6 +4,7 @@ static size, a CUDA graph can capture it, and the same input gives the same plan
     thresholds.cu   rank of the window-th best key of each prefix that ends at a chunk of 2048 positions
     evictions.cu    chunk by chunk, when each key stops being attended; which keys are alive when a chunk begins
     key_lists.cu    for each block of 128 queries its keys
+    references.cu   for each block of queries what its scores are taken relative to
     key_order.cu    order of the keys, and tiles (for backward passes and FlexAttention)
 
 The definitions are those of lifetimes.py, key_lists.py, key_order.py and plan.make_tiles; tests hold the two equal.
@@ -127,7 +128,22 @@ def _tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, b
     return ranges
 
 
+def _references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int) -> Tensor:
+    """plan.Plan.references, float32 [B, G, blocks]."""
+    B, G, T = evict_BGT.shape
+    found = _empty_references(delta_BGT, evict_BGT, query_len)
+    sizes = (T, T - query_len, found.shape[-1])
+    delta = delta_BGT.detach().contiguous()
+    launch("references.cu", "plan_references", (1, B * G), 1024, delta, evict_BGT, found, *sizes)
+    return found
+
+
+def _empty_references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int) -> Tensor:
+    return delta_BGT.new_empty(*evict_BGT.shape[:2], -(-query_len // BLOCK_Q))
+
+
 evictions = operator("plan_evictions", _evictions, _empty_evictions)
 key_lists = operator("plan_key_lists", _key_lists, _empty_lists)
 order = operator("plan_order", _order, lambda evict_BGT, _: torch.empty_like(evict_BGT))
 tiles = operator("plan_tiles", _tiles, _empty_ranges)
+references = operator("plan_references", _references, _empty_references)

@@ -39,9 +39,19 @@ def problem(kind: str, B: int, G: int, T: int, seed: int, device: str = "cpu"):
     return delta.to(device), None if key_mask is None else key_mask.to(device)
 
 
+def references_by_definition(delta, evict, query_len: int):
+    """The largest delta among the keys that the first query of each block attends to; 0 where there is none."""
+    T, position = delta.shape[-1], torch.arange(delta.shape[-1])
+    found = []
+    for row in range(T - query_len, T, 128):
+        attended = torch.where((position <= row) & (evict > row), delta, -torch.inf).amax(-1)
+        found.append(torch.where(attended.isinf(), 0.0, attended))
+    return torch.stack(found, -1)
+
+
 def assert_as_defined(plan: Plan, delta, key_mask, window: int, query_len: int) -> None:
     """Every tensor of a fused plan equals its definition's, computed on the CPU."""
-    T = delta.shape[-1]
+    T, on_device = delta.shape[-1], delta
     delta, key_mask = delta.cpu(), None if key_mask is None else key_mask.cpu()
     evict = eviction_times(delta, window, key_mask)
     assert torch.equal(plan.evict_BGT.cpu(), evict)
@@ -49,6 +59,7 @@ def assert_as_defined(plan: Plan, delta, key_mask, window: int, query_len: int) 
     assert bool(plan.finite) == bool(delta[usable].isfinite().all())
     defined = Plan(window, query_len, evict, torch.tensor(True))
     assert plan.gathers == (plan.alive is not None)
+    assert torch.equal(plan.references(on_device).cpu(), references_by_definition(delta, evict, query_len))
     if plan.gathers:
         found, expected = plan.key_lists(), key_lists(defined)
         assert torch.equal(found.full_BGQ.cpu(), expected.full_BGQ)
@@ -124,7 +135,7 @@ def test_takes_any_strides(on_cpu):
     assert_as_defined(make_plan(strided, 50, key_mask=key_mask), delta, key_mask, 50, 2500)
 
 
-SOURCES = ("thresholds.cu", "evictions.cu", "key_lists.cu", "key_order.cu")
+SOURCES = ("thresholds.cu", "evictions.cu", "key_lists.cu", "key_order.cu", "references.cu")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
