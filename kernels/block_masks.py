@@ -8,6 +8,7 @@ for a list of 16 heads at T = 131072; the forward reads two such lists, the back
 """
 
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 
 from torch import Tensor
 
@@ -64,9 +65,7 @@ def tile_lists(tiles: Tiles, query_blocks: int, by_tile: bool) -> TileLists:
         By query block: counts [B, G, Q], indices of tiles [B, G, Q, N]. By tile: counts [B, G, N], indices of query
         blocks [B, G, N, Q].
     """
-    if tiles.first_BGN.is_cuda:
-        from dmabench.kernels import block_masks_triton as made_by  # Triton is not everywhere where a CPU is
-    else:
-        from dmabench.kernels import block_masks_torch as made_by
+    # Imported here, since Triton is not everywhere where a CPU is.
+    made_by = import_module(f"dmabench.kernels.block_masks_{'triton' if tiles.first_BGN.is_cuda else 'torch'}")
     lists = made_by.by_query_block(tiles, query_blocks)
     return TileLists(*lists, *(made_by.by_tile(tiles, query_blocks) if by_tile else ()))
