@@ -186,9 +186,11 @@ def test_strided_inputs(inputs, budget, backend):
     budget.check(strided, budget.by_heap(leaves[3], 100), 64**-0.5, _attend(backend, strided, 100))
 
 
-def test_auto_is_flex_and_the_reference_runs_too(inputs, budget):
+def test_auto_is_fused_and_the_reference_runs_too(inputs, budget):
     leaves = inputs(1, 4, 2, 1000, 1000, 64, BF16, grad=True, device=CUDA)
-    assert torch.equal(dynamic_mask_attention(*leaves, 100), dynamic_mask_attention(*leaves, 100, backend="flex"))
+    assert torch.equal(dynamic_mask_attention(*leaves, 100), dynamic_mask_attention(*leaves, 100, backend="triton"))
+    with torch.no_grad():
+        assert torch.equal(dynamic_mask_attention(*leaves, 100), dynamic_mask_attention(*leaves, 100, backend="cuda"))
     out = dynamic_mask_attention(*leaves, 100, backend="reference")
     budget.check(leaves, budget.by_heap(leaves[3], 100), 64**-0.5, out)
 
