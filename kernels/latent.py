@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dmabench.kernels.products import wide_product
+from dmabench.kernels.products import weighted_sum, wide_product
 from dmabench.kernels.registry import Backend, Problem
 
 BLOCK_ELEMENTS = 1 << 26
@@ -163,7 +163,7 @@ def _absorbed(q_nope, q_rope, latent, k_rope, up_k, up_v, scale, key_mask) -> Te
             first = Tk - Tq + start
             live, empty = _live(slice(first, first + count), Tk, latent.device, key_mask)
             scores = scores.masked_fill(~live, -torch.inf)
-        out = (scores.softmax(-1).to(latent.dtype).flatten(1, 2) @ latent).unflatten(1, (H, count))
+        out = weighted_sum(scores.softmax(-1).flatten(1, 2), latent).to(latent.dtype).unflatten(1, (H, count))
         parts.append(out.masked_fill(empty, 0.0) if masked else out)
     return torch.einsum("bhtl,hvl->bhtv", torch.cat(parts, 2), up_v)
 

@@ -96,7 +96,7 @@ def _check(q, k, v, gates, settings, compressed, positions) -> None:
         raise ValueError(f"{H} query heads are not a multiple of {G} key/value heads: groups share selected blocks")
     if R > Tk:
         raise ValueError(f"{R} queries but {Tk} keys: the queries are the last of the keys' positions")
-    expected = {
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
         "k": (k, (B, G, Tk, D)),
         "v": (v, (B, G, Tk, v.shape[-1])),
         "gates": (gates, (B, H, R, 3)),

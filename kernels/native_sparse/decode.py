@@ -6,7 +6,7 @@ from torch import Tensor
 from dmabench.kernels.native_sparse.compression import compress
 from dmabench.kernels.native_sparse.selection import block_scores, choose
 from dmabench.kernels.native_sparse.settings import Settings
-from dmabench.kernels.products import wide_product
+from dmabench.kernels.products import weighted_sum, wide_product
 
 
 def attend(
@@ -70,4 +70,4 @@ def _attend(
         live = live_BGK[:, :, None]
         empty = ~live.any(-1, keepdim=True)
         probabilities = scores.masked_fill(~(live | empty), -torch.inf).softmax(-1).masked_fill(empty, 0.0)
-    return (probabilities.to(v_BGKD.dtype) @ v_BGKD).to(scores.dtype), probabilities
+    return weighted_sum(probabilities, v_BGKD), probabilities

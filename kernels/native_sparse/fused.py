@@ -26,6 +26,10 @@ from dmabench.kernels.sliding_window import varlen_attend
 LEAST_GROUP = 16
 """Query heads of a group are one side of fla-core's matrix products, which tensor cores want to be 16 at least."""
 
+SELECT_ELEMENTS = 1 << 27
+"""Scores of compressed keys that the selection in plain tensor operations holds at once: 512 MiB in float32, and some
+temporaries of that size. Fewer would be many thousands of launches at T = 131072."""
+
 
 def padded_heads(problem: Problem) -> int | None:
     """Query heads a group is padded to with zeros; None where it is not. Such a time is an upper bound: the padding is
@@ -142,7 +146,7 @@ def _compressed_by_flex(q, kc, vc, keys, settings, scale, select) -> tuple[Tenso
         )
     if not select:
         return out, None
-    blocks = select_blocks(q, kc, keys, settings, scale, stable=False)
+    blocks = select_blocks(q, kc, keys, settings, scale, stable=False, at_once=SELECT_ELEMENTS)
     blocks = F.pad(blocks, (0, settings.select_count - blocks.shape[-1]), value=-1)
     return out, blocks.transpose(1, 2).int()
 

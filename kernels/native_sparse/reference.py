@@ -46,7 +46,7 @@ def attend(
     k, v = k.to(precision), v.to(precision)
     kc, vc = (compress(x, settings) for x in (k, v)) if compressed is None else (x.to(precision) for x in compressed)
     parts = []
-    for rows in _row_blocks(q, Tk):
+    for rows in _row_blocks(q, Tk, BLOCK_ELEMENTS):
         args = (
             q[:, :, rows].to(precision).unflatten(1, (G, -1)),
             k,
@@ -75,6 +75,7 @@ def select_blocks(
     scale: float,
     positions: Tensor | None = None,
     stable: bool = True,
+    at_once: int = BLOCK_ELEMENTS,
 ) -> Tensor:
     """The blocks that the queries select: int64 [B, G, R, min(n, S)], best first, -1 where there are fewer.
 
@@ -82,12 +83,13 @@ def select_blocks(
         q: [B, H, R, D] at `positions`, by default the last R of `key_len`; kc: [B, G, C, D], the compressed keys, from
             which scores are computed in at least float32.
         stable: as in `choose`.
+        at_once: scores computed at once.
     """
     if positions is None:
         positions = torch.arange(key_len - q.shape[2], key_len, device=q.device)
     with torch.no_grad():
         parts = []
-        for rows in _row_blocks(q, kc.shape[2] + settings.selectable_len(key_len)):
+        for rows in _row_blocks(q, kc.shape[2] + settings.selectable_len(key_len), at_once):
             q_BGgRD = q[:, :, rows].unflatten(1, (kc.shape[1], -1))
             probabilities = _compressed_probabilities(q_BGgRD, kc, positions[..., rows], settings, scale)
             parts.append(_choose(probabilities, positions[..., rows], settings, key_len, stable))
@@ -129,7 +131,7 @@ def per_query(positions: Tensor) -> Tensor:
     return positions[None, None, None, :, None] if positions.dim() == 1 else positions[:, None, None, :, None]
 
 
-def _row_blocks(q: Tensor, keys: int) -> Iterator[slice]:
+def _row_blocks(q: Tensor, keys: int, at_once: int) -> Iterator[slice]:
     B, H, queries, _ = q.shape
-    size = max(1, BLOCK_ELEMENTS // (B * H * keys))
+    size = max(1, at_once // (B * H * keys))
     return (slice(start, min(start + size, queries)) for start in range(0, queries, size))
