@@ -7,129 +7,27 @@ Importing this module registers the model with AutoConfig, AutoModel and AutoMod
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers import initialization as init
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from transformers.utils import logging
 
-from dmabench.tasks import attention
 from dmabench.tasks.attention.base import RMSNorm, Step
-from dmabench.tasks.attention.dma import GATE_STD, DynamicMaskAttention
-from dmabench.tasks.cache import LayerCache, ModelCache, Tail, WholeTail
+from dmabench.tasks.cache import ModelCache
 from dmabench.tasks.config import ModelConfig, window_note
+from dmabench.tasks.layer import DecoderLayer
 from dmabench.tasks.padding import Padding
-from dmabench.tasks.short_conv import ShortConv
+from dmabench.tasks.pretrained import DmabenchPreTrainedModel
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls the cache: past_key_values until 5.2x, cache since. The model takes both names."""
 
 note_once = functools.cache(logging.get_logger(__name__).warning)
-
-
-class DecoderLayer(GradientCheckpointingLayer):
-    """Attention and feed-forward, each after a norm and added to its input; with a short convolution if asked for."""
-
-    def __init__(self, config: ModelConfig, kind: str) -> None:
-        super().__init__()
-        self.self_attn = attention.build(kind, config)
-        self.mlp = Qwen3MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.short_conv = ShortConv(config.hidden_size, config.short_conv) if config.short_conv else None
-
-    def forward(self, x_BTC: Tensor, step: Step, tail: Tail | None = None) -> Tensor:
-        """Hidden states [B, T, C], in compact places."""
-        y = self.input_layernorm(x_BTC)
-        if self.short_conv is not None:
-            y = self.short_conv(y, tail, step.padding)
-        x_BTC = x_BTC + self.self_attn(y, step)
-        return x_BTC + self.mlp(self.post_attention_layernorm(x_BTC))
-
-    def new_cache(self, full: bool) -> LayerCache:
-        """An empty cache."""
-        tail = None
-        if self.short_conv is not None:
-            count = self.short_conv.width - 1
-            tail = WholeTail(count) if full else Tail(count)
-        return LayerCache(self.self_attn.new_state(full), tail)
-
-
-class DmabenchPreTrainedModel(PreTrainedModel):
-    """What transformers asks of a model."""
-
-    config_class = ModelConfig
-    config: ModelConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("DecoderLayer",)
-    _supports_sdpa = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, DynamicMaskAttention):
-            init.normal_(module.W_dt, mean=0.0, std=self.config.initializer_range)
-            init.normal_(module.A, mean=0.0, std=GATE_STD)
-        elif isinstance(module, ShortConv):
-            init.uniform_(module.weight, -(module.width**-0.5), module.width**-0.5)
-
-    @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but a checkpoint that does not fit is refused rather than filled with random numbers.
-
-        Raises:
-            ValueError: a checkpoint of another model or another attention, or with weights missing or left over.
-        """
-        saved, _ = ModelConfig.get_config_dict(name)
-        if saved.get("model_type") != ModelConfig.model_type:
-            raise ValueError(
-                f"{name} holds a model of type {saved.get('model_type')!r}, not of dmabench; "
-                "a Qwen3 checkpoint becomes one with --init-from (dmabench.tasks.convert)"
-            )
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        if saved["attention"] != model.config.attention:
-            raise ValueError(
-                f"{name} was trained with attention {saved['attention']}, not {model.config.attention}: "
-                "load it without naming an attention, or train one"
-            )
-        wrong = [
-            f"{what}: {', '.join(sorted(map(str, info[key]))[:3])}"
-            for key, what in (
-                ("missing_keys", "missing"),
-                ("unexpected_keys", "left over"),
-                ("mismatched_keys", "of another shape"),
-            )
-            if info.get(key)
-        ]
-        if wrong:
-            raise ValueError(f"the weights in {name} do not fit its settings; {'; '.join(wrong)}")
-        return (model, info) if output_loading_info else model
-
-    def set_window(self, window: int) -> None:
-        """Another window for swa, nsa and dma, at test time. Caches made before keep theirs: make new ones."""
-        before, self.config.window = self.config.window, window
-        try:
-            self.config.check()
-        except ValueError:
-            self.config.window = before
-            raise
-
-    def require_finite_importance(self) -> None:
-        """ValueError if a dma layer's last forward met a NaN or infinite importance (one synchronisation a layer)."""
-        for name, module in self.named_modules():
-            if isinstance(module, DynamicMaskAttention) and module.finite is not None and not bool(module.finite):
-                raise ValueError(
-                    f"importance in {name} has NaN or infinite values: the gate A or the values grew too large "
-                    "(dma_parametrisation='linear' does not overflow), or training diverged"
-                )
 
 
 class DmabenchModel(DmabenchPreTrainedModel):
@@ -139,9 +37,10 @@ class DmabenchModel(DmabenchPreTrainedModel):
         config.check()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([DecoderLayer(config, kind) for kind in config.kinds])
+        layers = [DecoderLayer(config, kind) for kind in config.kinds]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        dims = sorted({layer.self_attn.rotary_dims(config) for layer in self.layers})
+        dims = sorted({layer.self_attn.rotary_dims(config) for layer in layers})
         if config.positions == "none":
             dims = []
         self.rotary_emb = nn.ModuleDict({str(dim): Qwen3RotaryEmbedding(config.rotary(dim)) for dim in dims})
@@ -151,7 +50,7 @@ class DmabenchModel(DmabenchPreTrainedModel):
     def new_cache(self, kind: str | None = None) -> ModelCache:
         """An empty cache, "bounded" or "full"; by default what the config's decode_cache says."""
         full = (kind or self.config.decode_cache) == "full"
-        return ModelCache([layer.new_cache(full) for layer in self.layers])
+        return ModelCache([cast(DecoderLayer, layer).new_cache(full) for layer in self.layers])
 
     def forward(
         self,
@@ -194,7 +93,7 @@ class DmabenchModel(DmabenchPreTrainedModel):
             x = padding.compact(x)
             position_ids = padding.compact(position_ids.expand(x.shape[:2])) if position_ids is not None else None
         rotary = self._rotary(x, position_ids, seen, None if padding is not None else mask)
-        states = [] if output_hidden_states else None
+        states: list[Tensor] | None = [] if output_hidden_states else None
         for number, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x)

@@ -1,6 +1,9 @@
 """What the attentions share: their interface to the model, Qwen3's projections, dense attention."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +32,8 @@ class Step:
     """What an attention knows of its input beside the hidden states."""
 
     rotary: Rotary
-    state: State | None = None
-    """What the layer remembers of earlier calls and writes to; None where nothing is cached."""
+    state: Any = None
+    """What the attention's `new_state` made, to read and to write; None where nothing is cached."""
     padding: Padding | None = None
     """In the first call of a cache alone: inputs are in compact places, states are kept by slot."""
     mask_BT: Tensor | None = None
@@ -93,6 +96,18 @@ class GroupedAttention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         attend = self.further if step.state is not None and step.state.seen else self.first
         return self.o_proj(attend(q, k, v, step, x_BTC).transpose(1, 2).flatten(2))
+
+
+def uncompiled_on_cuda(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`attend(q, ...)`, which torch.compile leaves alone where q is on CUDA: choosing a kernel there is host code
+    (is a package installed, does it take these shapes) that it cannot trace, and the kernel is fused already."""
+    island = torch.compiler.disable(attend)
+
+    @functools.wraps(attend)
+    def call(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (island if q.is_cuda else attend)(q, *args, **kwargs)
+
+    return call
 
 
 def rotate(q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ class DynamicMaskAttention(GroupedAttention):
         """Importance of each key, float32 [B, G, T] (float64 with float64 values)."""
         return importance(v_BGTD, self.W_dt, self.A, self.config.dma_parametrisation)
 
+    @torch.compiler.disable  # making a plan is host code that torch.compile would trace to no gain
     def first(self, q: Tensor, k: Tensor, v: Tensor, step: Step, x: Tensor) -> Tensor:
         window = self.config.window
         with torch.autocast(v.device.type, enabled=False):  # autocast would compute importance in half precision
@@ -48,8 +49,10 @@ class DynamicMaskAttention(GroupedAttention):
                 step.state.prefill(k, v, delta, plan=plan)
             elif step.state is not None:
                 step.state.append(k, v, delta)
+        assert isinstance(out, Tensor)  # a pair only where lse is asked for
         return out
 
+    @torch.compiler.disable
     def further(self, q: Tensor, k: Tensor, v: Tensor, step: Step, x: Tensor) -> Tensor:
         backend = self.config.dma_backend
         with torch.autocast(v.device.type, enabled=False):
@@ -57,4 +60,6 @@ class DynamicMaskAttention(GroupedAttention):
             if isinstance(step.state, LiveKeys):
                 return step.state.extend(q, k, v, delta, backend=backend)
             k, v, delta = step.state.append(k, v, delta)
-            return dynamic_mask_attention(q, k, v, delta, self.config.window, key_mask=step.mask_BT, backend=backend)
+            out = dynamic_mask_attention(q, k, v, delta, self.config.window, key_mask=step.mask_BT, backend=backend)
+        assert isinstance(out, Tensor)
+        return out

@@ -3,9 +3,11 @@
 from torch import Tensor, nn
 
 from dmabench.kernels.latent import latent_attention
-from dmabench.tasks.attention.base import RMSNorm, Step, by_slot, rotate
+from dmabench.tasks.attention.base import RMSNorm, Step, by_slot, rotate, uncompiled_on_cuda
 from dmabench.tasks.cache import Growing, State
 from dmabench.tasks.config import ModelConfig
+
+attend = uncompiled_on_cuda(latent_attention)
 
 
 class LatentAttention(nn.Module):
@@ -53,5 +55,5 @@ class LatentAttention(nn.Module):
         up = self.kv_b_proj.weight.to(q_nope.dtype).unflatten(0, (-1, self.nope + self.value))
         up_k, up_v = up.split([self.nope, self.value], 1)
         mask = step.mask_BT if further else None
-        out = latent_attention(q_nope, q_rope, latent[:, 0], k_rope[:, 0], up_k, up_v, absorbed=further, key_mask=mask)
+        out = attend(q_nope, q_rope, latent[:, 0], k_rope[:, 0], up_k, up_v, absorbed=further, key_mask=mask)
         return self.o_proj(out.transpose(1, 2).flatten(2))

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from dmabench.kernels.native_sparse import Settings, compress, native_sparse_attention
-from dmabench.tasks.attention.base import GroupedAttention, Step
+from dmabench.tasks.attention.base import GroupedAttention, Step, uncompiled_on_cuda
 from dmabench.tasks.cache import Growing, State
 from dmabench.tasks.config import ModelConfig
+
+attend = uncompiled_on_cuda(native_sparse_attention)
 
 
 class BlockState(Growing):
@@ -81,7 +83,7 @@ class NativeSparseAttention(GroupedAttention):
             if step.padding is None:
                 step.state.summarise(k, v)
         settings = self.config.nsa_settings
-        return native_sparse_attention(q, k, v, self.gates(x), settings, backend=self.config.nsa_backend)
+        return attend(q, k, v, self.gates(x), settings, backend=self.config.nsa_backend)
 
     def further(self, q: Tensor, k: Tensor, v: Tensor, step: Step, x: Tensor) -> Tensor:
         state, n = step.state, q.shape[2]
@@ -89,8 +91,8 @@ class NativeSparseAttention(GroupedAttention):
         if step.mask_BT is None:
             k, v = state.append(k, v)
             compressed = state.summarise(k, v)
-            return native_sparse_attention(q, k, v, self.gates(x), state.settings, compressed=compressed)
+            return attend(q, k, v, self.gates(x), state.settings, compressed=compressed)
         place_B = step.mask_BT.sum(-1) - n
         k, v = state.write(k, v, place_B)
         positions = place_B[:, None] + torch.arange(n, device=q.device)
-        return native_sparse_attention(q, k, v, self.gates(x), state.settings, positions=positions)
+        return attend(q, k, v, self.gates(x), state.settings, positions=positions)

@@ -1,12 +1,18 @@
 """Sliding-window attention: the last `window` keys, the query's own among them."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dmabench.kernels import registry
 from dmabench.kernels.registry import Problem, wants_gradient
-from dmabench.tasks.attention.base import GroupedAttention, Step, by_slot, causal_attention, live_pairs
+from dmabench.tasks.attention.base import (
+    GroupedAttention,
+    Step,
+    by_slot,
+    causal_attention,
+    live_pairs,
+    uncompiled_on_cuda,
+)
 from dmabench.tasks.cache import Growing, Ring, State
 
 LEAST_BLOCK = 256
@@ -41,6 +47,7 @@ class WindowAttention(GroupedAttention):
         return causal_attention(q, k_all, v_all, live_pairs(n, k_all.shape[2], q.device, mask, window))
 
 
+@uncompiled_on_cuda
 def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Attention of q [B, H, T, D] to the last `window` of k, v [B, G, T, D], in O(T * window) memory.
 
@@ -72,10 +79,5 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     for start in range(0, T, size):
         first, end = max(0, start - window + 1), min(start + size, T)
         live = live_pairs(end - start, end - first, q.device, None, window)
-        block = (x[:, :, first:end] for x in (k, v))
-        blocks.append(
-            F.scaled_dot_product_attention(
-                q[:, :, start:end], *block, attn_mask=live, enable_gqa=q.shape[1] != k.shape[1]
-            )
-        )
+        blocks.append(causal_attention(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], live))
     return torch.cat(blocks, 2)

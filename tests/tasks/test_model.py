@@ -190,6 +190,8 @@ def test_a_checkpoint_of_another_kind(small, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path, attention="dma")
     with pytest.raises(ValueError, match="trained with attention mha, not swa"):
         DmabenchForCausalLM.from_pretrained(tmp_path, attention="swa")
+    with pytest.raises(ValueError, match="trained with attention mha, not mla"):
+        DmabenchForCausalLM.from_pretrained(tmp_path, config=small.config("mla"))
 
 
 def test_a_checkpoint_with_weights_that_do_not_fit(small, tmp_path):
@@ -198,6 +200,11 @@ def test_a_checkpoint_with_weights_that_do_not_fit(small, tmp_path):
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(ValueError, match=r"do not fit.*missing.*layers\.0\.self_attn\.A"):
         DmabenchForCausalLM.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"do not fit.*of another shape"):
+        DmabenchForCausalLM.from_pretrained(tmp_path, intermediate_size=64)
+    with pytest.raises(ValueError, match="positions 'ropes' is unknown"):
+        DmabenchForCausalLM.from_pretrained(tmp_path, positions="ropes")
 
 
 def test_a_checkpoint_of_another_model(tmp_path):
