@@ -33,10 +33,16 @@ class Shape:
     seed: int
     device: str
 
+    @property
+    def key_len(self) -> int:
+        """Keys there are: one more than the tokens seen where a new one is decoded."""
+        return self.seqlen + (self.pass_ == "decode")
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One backend at one shape. window is None for dense attention, delta is None for all but dma."""
+    """One backend at one shape. window is None for dense and latent attention, and for native sparse attention with
+    the paper's settings; delta is None for all but dma."""
 
     function: str
     backend: str
@@ -114,10 +120,18 @@ def make_cells(settings: dict[str, str], known: Iterable[str], device: str, seed
         for name in names:
             function, backend = name.split("/", 1)
             cell = Cell(function, backend, shape, None, None)
-            for window in windows if function != "dense" else [None]:
+            for window in _windows(function, windows):
                 for delta in deltas if function == "dma" else [None]:
                     cells.append(replace(cell, window=window, delta=delta))
     return cells
+
+
+def _windows(function: str, windows: list[int]) -> list[int | None]:
+    """Those that the function has. Native sparse attention reads as many keys as the others with each window, and is
+    measured with the paper's settings besides."""
+    if function in ("dense", "mla"):
+        return [None]
+    return [*windows, None] if function == "nsa" else list(windows)
 
 
 def select_backends(patterns: str, known: list[str]) -> list[str]:

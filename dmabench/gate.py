@@ -15,6 +15,9 @@ from dmabench.inputs import Inputs
 from dmabench.kernels import Plan, reference
 from dmabench.kernels.lifetimes import eviction_times_by_heap
 from dmabench.membership import Lifetimes, sample_rows, wrong_rows
+from dmabench.numeric import Verdict, budgets, fault, judge, poison
+
+__all__ = ["Gate", "Verdict"]
 
 ALL_ROWS = 8192
 """Up to this length every query is compared; above it SAMPLED of them (those of dout that are not zero)."""
@@ -22,20 +25,6 @@ SAMPLED = 1024
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Plan | None], Tensor]
 NAMES = ("out", "dq", "dk", "dv", "ddelta")
-CANCELS = ("dq", "dk", "ddelta")
-"""Gradients made from dout v - dout out, which is exactly zero for a query with one live key."""
-NOISE = 2**-16
-"""What a kernel that accumulates in fp32 may leave of such a difference, as a part of what is subtracted."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate found. `wrong` is a sentence, or None when both halves passed."""
-
-    error: float
-    """The largest error over its budget decides; this is that error."""
-    budget: float
-    wrong: str | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class Gate:
 
     def _compute(self, function: str, window: int | None, delta_name: str | None) -> Expected:
         inputs = self.inputs
-        delta, mask = self._mask(function, window, delta_name)
+        delta, mask = self.mask(function, window, delta_name)
         T = inputs.shape.seqlen
         rows = torch.arange(T, device=delta.device)
         if T > ALL_ROWS:
@@ -119,13 +108,10 @@ class Gate:
         exact = self._reference(torch.float64, None, delta, mask, rows, dout)
         low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
-        eps = torch.finfo(inputs.dtype).eps
-        # The largest error over all rows comes from a few early ones, where dp - delta cancels, and is luck:
-        # in bf16 at T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
-        budgets = {name: 2 * self._error(name, low[name], exact[name]) + 8 * eps for name in exact}
-        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, budgets)
+        allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim)
+        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed)
 
-    def _mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
+    def mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
         """delta [B, G, T] (zeros where the function has none) and the lifetimes by definition."""
         shape = self.inputs.shape
         B, G, T = shape.batch, shape.kv_heads, shape.seqlen
@@ -164,13 +150,13 @@ class Gate:
     def _numeric(self, attention: Attention, plan: Plan | None, expected: Expected) -> Verdict:
         inputs, rows, delta = self.inputs, expected.rows, expected.delta
         leaves = [inputs.q, inputs.k, inputs.v] + ([delta] if delta is not None else [])
-        _poison(leaves)
+        poison(leaves)
         found: dict[str, Tensor] = {}
         if self.backward:
             leaves = [x.detach().requires_grad_() for x in leaves]
             q, k, v = leaves[:3]
             out = attention(q, k, v, leaves[3] if delta is not None else None, plan)
-            _poison(leaves)
+            poison(leaves)
             grads = torch.autograd.grad(out, leaves, expected.dout)
             found = dict(zip(NAMES[1:], grads, strict=False))
             quiet = torch.ones(inputs.shape.seqlen, dtype=torch.bool, device=out.device)
@@ -182,47 +168,13 @@ class Gate:
         else:
             with torch.no_grad():
                 out = attention(inputs.q, inputs.k, inputs.v, delta, plan)
-        if out.shape != inputs.q.shape or out.dtype != inputs.dtype:
-            return Verdict(float("inf"), 0.0, f"out is {out.dtype} {tuple(out.shape)}")
-        if not bool(out.isfinite().all()):
-            return Verdict(float("inf"), 0.0, "out has NaN or infinite values")
+        wrong = fault(out, inputs.q.shape, inputs.dtype)
+        if wrong is not None:
+            return wrong
         found["out"] = out.detach()[:, :, rows]
-        errors = {name: self._error(name, x, expected.exact[name]) for name, x in found.items()}
-        worst = max(errors, key=lambda name: _over(errors[name], expected.budgets[name]))
-        error, budget = errors[worst], expected.budgets[worst]
-        wrong = None if error <= budget else f"{worst} is off by {error:.2e}, budget {budget:.2e}"
-        return Verdict(error, budget, wrong)
-
-    def _error(self, name: str, x: Tensor, exact: Tensor) -> float:
-        """max over rows of |x - exact| / (|exact| + rms row norm); a row is a vector of D, for ddelta one number.
-
-        Where every query has one live key, the gradients that cancel are zero and all that is computed is noise. So
-        their rms counts as at least what makes noise smaller than the budget: q, k, v and dout are standard normal, and
-        the scale makes |dout v| and the rows of dq and dk about sqrt(D) where nothing cancels.
-        """
-        x, exact = x.double(), exact.double()
-        if x.dim() == 3:
-            x, exact = x[..., None], exact[..., None]
-        size = exact.norm(dim=-1)
-        least = 1e-300
-        if name in CANCELS:
-            eps = torch.finfo(self.inputs.dtype).eps
-            least = min(1.0, NOISE / (8 * eps)) * self.inputs.shape.head_dim**0.5
-        typical = size.square().mean().sqrt().clamp(min=least)
-        worst = ((x - exact).norm(dim=-1) / (size + typical)).max()
-        return float(worst) if bool(worst.isfinite()) else float("inf")
+        return judge(found, expected.exact, expected.budgets, inputs.dtype, inputs.shape.head_dim)
 
 
 def _stored(x: Tensor, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:
     """A low-precision answer is rounded to the dtype it is returned in; an exact one is left alone."""
     return x if rounding is None else x.to(dtype).to(x.dtype)
-
-
-def _over(error: float, budget: float) -> float:
-    return error / budget if budget else float("inf")
-
-
-def _poison(like: list[Tensor]) -> None:
-    """Leave NaN in the memory that the next outputs will be given, so that an element nobody writes shows."""
-    poison = [torch.full_like(x, float("nan")) for x in like for _ in range(2)]
-    del poison

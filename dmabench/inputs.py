@@ -1,6 +1,7 @@
 """Random inputs of one shape: fresh, never zeros, and the named delta distributions. Torch; runs in the worker."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dmabench.cells import Shape
 from dmabench.errors import Refusal
-from dmabench.kernels import Plan, make_plan
+from dmabench.kernels import Plan, Problem, latent, make_plan, native_sparse
 
 TORCH_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -104,12 +105,14 @@ class Inputs:
     padding: str | None = None
     """One of PADDINGS: what the plan leaves out. Tests use it; cells have no padding."""
     _deltas: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
         return TORCH_DTYPE[self.shape.dtype]
 
-    def _normal(self, what: str, *size: int, dtype: torch.dtype | None = None) -> Tensor:
+    def normal(self, what: str, *size: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Standard normal numbers; the same for the same word and seed."""
         seed = _seed_of(what, self.shape.seed) % (1 << 63)
         generator = torch.Generator(self.shape.device).manual_seed(seed)
         return torch.randn(size, generator=generator, device=self.shape.device, dtype=dtype or self.dtype)
@@ -117,33 +120,45 @@ class Inputs:
     @cached_property
     def q(self) -> Tensor:
         """[B, H, T, D]."""
-        return self._normal("q", self.shape.batch, self.shape.heads, self.shape.seqlen, self.shape.head_dim)
+        return self.normal("q", self.shape.batch, self.shape.heads, self.shape.seqlen, self.shape.head_dim)
 
     @cached_property
     def k(self) -> Tensor:
         """[B, G, T, D]."""
-        return self._normal("k", self.shape.batch, self.shape.kv_heads, self.shape.seqlen, self.shape.head_dim)
+        return self.normal("k", self.shape.batch, self.shape.kv_heads, self.shape.seqlen, self.shape.head_dim)
 
     @cached_property
     def v(self) -> Tensor:
         """[B, G, T, D]."""
-        return self._normal("v", self.shape.batch, self.shape.kv_heads, self.shape.seqlen, self.shape.head_dim)
+        return self.normal("v", self.shape.batch, self.shape.kv_heads, self.shape.seqlen, self.shape.head_dim)
 
     @cached_property
     def dout(self) -> Tensor:
         """[B, H, T, D], the gradient of the output that timings use: every row filled."""
-        return self._normal("dout", *self.q.shape)
+        return self.normal("dout", *self.q.shape)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for `key`: cells of one shape share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def examples(self, function: str, problem: Problem) -> dict[str, Tensor]:
+        """What the kernel of "mla" or "nsa" is called with, by argument name."""
+        make = {"mla": latent.example_inputs, "nsa": native_sparse.example_inputs}[function]
+        generator = torch.Generator(self.shape.device).manual_seed(_seed_of(function, self.shape.seed) % (1 << 63))
+        return self.once(("examples", function), lambda: make(problem, generator))
 
     @cached_property
     def weight(self) -> Tensor:
         """The sampling weight [G*D, G] that the importance in the timed region is computed with."""
         width = self.shape.kv_heads * self.shape.head_dim
-        return self._normal("weight", width, self.shape.kv_heads, dtype=torch.float32) / width**0.5
+        return self.normal("weight", width, self.shape.kv_heads, dtype=torch.float32) / width**0.5
 
     @cached_property
     def gate(self) -> Tensor:
         """[G]."""
-        return self._normal("gate", self.shape.kv_heads, dtype=torch.float32) * 0.02
+        return self.normal("gate", self.shape.kv_heads, dtype=torch.float32) * 0.02
 
     @cached_property
     def key_mask(self) -> Tensor | None:
@@ -157,10 +172,11 @@ class Inputs:
         return self.shape.head_dim**-0.5
 
     def delta(self, name: str, window: int) -> Tensor:
-        """[B, G, T] float32 on the device; only the sawtooth depends on the window."""
+        """[B, G, T] float32 on the device (T + 1 where a token is decoded after T); only the sawtooth depends on the
+        window."""
         key = (name, window if name == "sawtooth" else 0)
         if key not in self._deltas:
-            size = (self.shape.batch, self.shape.kv_heads, self.shape.seqlen)
+            size = (self.shape.batch, self.shape.kv_heads, self.shape.key_len)
             if name.startswith("file:"):
                 delta = delta_from_file(self.delta_files[name], *size)
             else:

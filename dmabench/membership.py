@@ -54,7 +54,7 @@ def wrong_rows(
     probe = _Probe(attention, like_q, like_k, biased, plan, mask, scale)
     hashes = min(MOST_HASHES, max(2, probe.rarity))
     for h in range(hashes):
-        bucket = _hash(torch.arange(like_k.shape[2], device=like_k.device), seed * 101 + h) % probe.buckets
+        bucket = bucket_of(torch.arange(like_k.shape[2], device=like_k.device), seed * 101 + h) % probe.buckets
         found = probe.forward(bucket)
         if found is None and backward and h < 2:
             found = probe.queries(bucket) or probe.keys(bucket, seed + h)
@@ -63,7 +63,8 @@ def wrong_rows(
     return None
 
 
-def _hash(x: Tensor, seed: int) -> Tensor:
+def bucket_of(x: Tensor, seed: int) -> Tensor:
+    """A hash of each position, an int of 32 bits; its remainder by a number of buckets is the bucket."""
     x = (x.long() + seed * 0x9E3779B1) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
@@ -139,7 +140,7 @@ class _Probe:
 
     def queries(self, bucket: Tensor) -> str | None:
         """dq_i = scale/n sum_j (s_j - mean) k_j with s_j = +-1 carried by v's first column and k_j one-hot."""
-        sign = (_hash(torch.arange(bucket.numel(), device=bucket.device), 7) & 1).double() * 2 - 1
+        sign = (bucket_of(torch.arange(bucket.numel(), device=bucket.device), 7) & 1).double() * 2 - 1
         v = torch.zeros_like(self.k)
         v[..., 0] = (sign * self.one).to(v.dtype)
         q, _, out = self._differentiable(self._values(self._one_hot(bucket, 1.0)), v)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmabench.clock import CpuClock, CudaClock
-from dmabench.subjects import Subject
+from dmabench.subjects import Timed
 
 STEADY = 0.005
 """Relative spread (standard deviation over mean) below which more samples would tell nothing."""
@@ -52,7 +52,7 @@ class Samples:
 
 
 def interleave(
-    subjects: dict[str, Subject],
+    subjects: dict[str, Timed],
     clock: CpuClock | CudaClock,
     cap_s: float,
     seed: int,
@@ -91,7 +91,7 @@ def interleave(
     return samples
 
 
-def _one_turn(subject: Subject, samples: Samples, clock: CpuClock | CudaClock, turn_s: float) -> None:
+def _one_turn(subject: Timed, samples: Samples, clock: CpuClock | CudaClock, turn_s: float) -> None:
     """One warm call, then samples of the region and of its parts for about `turn_s` seconds, one at least."""
     subject.ready()
     subject.region()

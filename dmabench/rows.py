@@ -17,6 +17,8 @@ STATUSES = (
 FAILURES = ("INCORRECT", "COMPILE_ERROR", "RUNTIME_ERROR", "TIMEOUT")
 """Statuses that make the command exit with 1; running out of memory and not being supported are results."""
 
+# cache_mib: what decoding keeps of the tokens seen. settings: the sizes of nsa. padded_heads: query heads a group is
+# padded to, where it is; such a time is an upper bound.
 FIELDS = (
     "importance_ms",
     "plan_ms",
@@ -31,6 +33,7 @@ FIELDS = (
     "stopped",
     "compile_s",
     "peak_mib",
+    "cache_mib",
     "useful_tflops",
     "executed_tflops",
     "roof_percent",
@@ -38,6 +41,8 @@ FIELDS = (
     "roof_gbs",
     "density",
     "live_keys",
+    "settings",
+    "padded_heads",
     "speedup",
     "error",
     "error_budget",
@@ -75,7 +80,7 @@ def success(cell: Cell, samples: Any, facts: dict[str, Any], work: dict[str, Any
         total_is = "graph"
     parts = {name: statistics.median(values) for name, values in samples.parts.items()}
     row |= {**parts, "gpu_ms": gpu, "wall_ms": wall, "total_ms": total, "total_is": total_is}
-    if row["kernel_ms"] is None and cell.shape.pass_ != "fwd+bwd":
+    if row["kernel_ms"] is None and cell.shape.pass_ != "fwd+bwd" and cell.shape.level == "kernel":
         row["kernel_ms"] = gpu if gpu is not None else wall  # the region is the kernel alone
     row |= {"p10_ms": _quantile(spread, 0.1), "p90_ms": _quantile(spread, 0.9), "samples": len(spread)}
     row |= {name: value for name, value in facts.items() if name in FIELDS}

@@ -31,7 +31,8 @@ def fastest_dense(rows: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
 
 def add_speedups(rows: Iterable[Row]) -> list[Row]:
     """Copies of the rows with `speedup` = total_ms of the fastest correct dense row of the same run, device, pass and
-    shape / own total_ms; None without a time of its own or a dense row to compare with.
+    shape / own total_ms; None without a time of its own or a dense row to compare with, and for padded heads, whose
+    time is an upper bound.
 
     Also sets `baseline` (backend of that dense row), `baseline_p10_ms` and `baseline_p90_ms`.
     """
@@ -40,7 +41,7 @@ def add_speedups(rows: Iterable[Row]) -> list[Row]:
     compared = []
     for row in rows:
         base = fastest.get(shape_of(row))
-        timed = row.get("status") == "PASSED" and row.get("total_ms")
+        timed = row.get("status") == "PASSED" and row.get("total_ms") and not row.get("padded_heads")
         compared.append(
             {
                 **row,

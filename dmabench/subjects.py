@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmabench.attentions import problem_of
 from dmabench.cells import Cell
+from dmabench.gates import Gates
 from dmabench.inputs import Inputs
 from dmabench.kernels import Backend, Plan, Problem, Unsupported, importance
+from dmabench.numeric import Verdict
 
 
 @dataclass(frozen=True)
@@ -22,19 +25,7 @@ class Call:
 
     @property
     def problem(self) -> Problem:
-        shape = self.cell.shape
-        return Problem(
-            device=torch.device(shape.device).type,
-            dtype=Inputs(shape).dtype,
-            batch=shape.batch,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            query_len=shape.seqlen,
-            key_len=shape.seqlen,
-            head_dim=shape.head_dim,
-            window=self.cell.window,
-            backward=shape.pass_ != "fwd",
-        )
+        return problem_of(self.cell)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, delta: Tensor | None, plan: Plan | None) -> Tensor:
         """The output [B, H, T, D]."""
@@ -45,15 +36,12 @@ class Call:
         return self.backend.attend(q, k, v, scale=self.scale)
 
 
-class Subject:
-    """The timed regions of one cell. `ready` before and `release` after; only one subject is ready at a time."""
+class Timed:
+    """Something with regions to time. `ready` before and `release` after; only one is ready at a time."""
 
-    def __init__(self, call: Call, inputs: Inputs):
-        self.call, self.inputs = call, inputs
-        self.pass_ = call.cell.shape.pass_
-        self.is_dma = call.backend.function == "dma"
-        self._state: Any = None
+    def __init__(self) -> None:
         self._graph: Any = None
+        self._state: Any = None
 
     def capture(self) -> None:
         """From now on `region` is the replay of a CUDA graph of itself: no launch is paid for but the graph's.
@@ -61,7 +49,9 @@ class Subject:
         Raises:
             Unsupported: the backend does what a graph cannot hold, such as waiting for the device.
         """
+        self.ready()
         expected = self.region()  # compiles, and warms what allocates once
+        self.ready()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -74,18 +64,42 @@ class Subject:
         self._graph = graph
 
     def ready(self) -> None:
-        """Do what the region builds on but does not contain: the forward of a backward, else nothing."""
-        if self.pass_ == "bwd":
-            self._state = self._forward(self._leaves())
+        """Do what the region builds on but does not contain."""
 
     def release(self) -> None:
+        """Let go of what `ready` made."""
         self._state = None
 
     def region(self) -> Any:
-        """The whole pass, as one region. Forward: importance, plan and kernel. Backward: the kernel alone, on the
-        forward's plan. fwd+bwd: all of it, importance and its gradients included."""
-        if self._graph is not None:
-            return self._graph.replay()
+        """The whole pass, as one region."""
+        return self._graph.replay() if self._graph is not None else self.call_region()
+
+    def call_region(self) -> Any:
+        """The region itself, graph or no graph."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """The region in parts, by row field, where it has any."""
+        return {}
+
+
+class Subject(Timed):
+    """The timed regions of one cell of dma, dense or swa at the level of its kernel, forward or backward."""
+
+    def __init__(self, call: Call, inputs: Inputs):
+        super().__init__()
+        self.call, self.inputs = call, inputs
+        self.pass_ = call.cell.shape.pass_
+        self.is_dma = call.backend.function == "dma"
+
+    def ready(self) -> None:
+        """The forward of a backward, else nothing."""
+        if self.pass_ == "bwd":
+            self._state = self._forward(self._leaves())
+
+    def call_region(self) -> Any:
+        """Forward: importance, plan and kernel. Backward: the kernel alone, on the forward's plan. fwd+bwd: all of it,
+        importance and its gradients included."""
         if self.pass_ == "bwd":
             leaves, out = self._state
             return torch.autograd.grad(out, leaves, self.inputs.dout, retain_graph=True)
@@ -98,7 +112,7 @@ class Subject:
             return self._attend(None)
 
     def parts(self) -> dict[str, Callable[[], Any]]:
-        """The region in parts, by row field; the kernel runs on a plan made beforehand."""
+        """The kernel runs on a plan made beforehand."""
         if self.pass_ != "fwd" or not self.is_dma:
             return {}
         plan = self._plan()
@@ -107,6 +121,22 @@ class Subject:
             "plan_ms": self._plan,
             "kernel_ms": lambda: self._attend(plan),
         }
+
+    def plan(self) -> Plan | None:
+        """A fresh plan of the cell's delta, as the gate checks with; None for functions that have none."""
+        cell = self.call.cell
+        return self.inputs.plan(cell.delta, cell.window) if cell.delta and cell.window else None
+
+    def check(self, gates: Gates, again: bool = False) -> Verdict:
+        """The gate's verdict; `again` after timing leaves out the counting of keys."""
+        cell, ask = self.call.cell, gates.kernel.recheck if again else gates.kernel.check
+        return ask(self.call, cell.function, cell.window, cell.delta, self.plan())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the pass is given, to be counted in its peak memory."""
+        given = [self.inputs.q, self.inputs.k, self.inputs.v]
+        return given if self.pass_ == "fwd" else [*given, self.inputs.dout]
 
     def _leaves(self) -> list[Tensor]:
         inputs = self.inputs

@@ -15,16 +15,20 @@ from typing import Any
 
 import torch
 
+from dmabench.attentions import problem_of
 from dmabench.cells import Cell
 from dmabench.clock import make_clock, measured_roofs
 from dmabench.environment import available_memory
 from dmabench.errors import Refusal
-from dmabench.gate import Gate, Verdict
+from dmabench.further_subjects import AnySubject, DecodeSubject, make_subject
+from dmabench.gates import Gates
 from dmabench.inputs import Inputs
-from dmabench.kernels import Backend, Unsupported, backends, cost
+from dmabench.kernels import Backend, Unsupported, backends
+from dmabench.kernels.native_sparse import settings_for
+from dmabench.numeric import Verdict
 from dmabench.rounds import Samples, interleave
 from dmabench.rows import failure, success
-from dmabench.subjects import Call, Subject
+from dmabench.work import settings_text, work_of
 
 Emit = Callable[[dict[str, Any]], None]
 RESTART = 17
@@ -41,8 +45,8 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
     """
     shape = cells[0].shape
     inputs = Inputs(shape, options.get("delta_files", {}))
-    gate = Gate(inputs, shape.pass_ != "fwd")
-    subjects: dict[str, Subject] = {}
+    gates = Gates(inputs)
+    subjects: dict[str, AnySubject] = {}
     facts: dict[str, dict[str, Any]] = {}
 
     def failed(cell: Cell, error: Exception) -> None:
@@ -52,10 +56,10 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
     for cell in cells:
         emit({"event": "begin", "cell": cell.id, "stage": "check"})
         try:
-            call = Call(_backend(cell), cell, inputs.scale)
-            _refuse(call)
-            subject = Subject(call, inputs)
-            verdict, facts[cell.id] = _check(cell, call, subject, gate, inputs)
+            backend = _backend(cell)
+            subject = make_subject(backend, cell, inputs)
+            _refuse(backend, cell)
+            verdict, facts[cell.id] = _check(cell, backend, subject, gates, inputs)
         except Exception as error:
             failed(cell, error)
         else:
@@ -92,7 +96,7 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
         cell, subject = by_id[cell_id], subjects[cell_id]
         emit({"event": "begin", "cell": cell_id, "stage": "check after timing"})
         try:
-            after = gate.recheck(subject.call, cell.function, cell.window, cell.delta, _plan(cell, inputs))
+            after = subject.check(gates, again=True)
         except Exception as error:
             failed(cell, error)
             continue
@@ -100,35 +104,42 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
             emit({"event": "row", "row": failure(cell, "INCORRECT", f"after timing: {after.wrong}", after)})
         else:
             how = {"replayed": bool(options.get("replay"))}
-            emit(_row(cell, subject, taken, facts[cell_id] | _roofs[key] | how))
+            emit(_row(cell, taken, facts[cell_id] | _roofs[key] | how))
     _free()
 
 
-def _check(cell: Cell, call: Call, subject: Subject, gate: Gate, inputs: Inputs) -> tuple[Verdict, dict[str, Any]]:
+def _check(
+    cell: Cell, backend: Backend, subject: AnySubject, gates: Gates, inputs: Inputs
+) -> tuple[Verdict, dict[str, Any]]:
     """The gate's verdict, and what the first calls tell: seconds to compile, peak memory, executed pairs."""
-    start = time.perf_counter()
     subject.ready()
-    subject.region()
-    _synchronize(inputs)
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    subject.ready()
-    subject.region()
-    _synchronize(inputs)
-    again = time.perf_counter() - start
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        subject.ready()
+        subject.region()
+        _synchronize(inputs)
+        seconds.append(time.perf_counter() - start)
     subject.release()  # else the forward that is still held would be subtracted from the peak
-    facts: dict[str, Any] = {"compile_s": max(0.0, first - again), "peak_mib": _peak_mib(subject, inputs)}
-    plan = _plan(cell, inputs)
+    facts: dict[str, Any] = {"compile_s": max(0.0, seconds[0] - seconds[1]), "peak_mib": _peak_mib(subject, inputs)}
+    plan, problem = subject.plan(), problem_of(cell)
     if plan is not None:
-        facts["executed_pairs"] = call.backend.executed_pairs(plan=plan, problem=call.problem)
+        facts["executed_pairs"] = backend.executed_pairs(plan=plan, problem=problem)
         facts["live_keys"] = int(plan.live_count_BG.sum())
-    verdict = gate.check(call, cell.function, cell.window, cell.delta, plan)
+    facts["padded_heads"] = backend.padded_heads(problem)
+    if cell.function == "nsa":
+        facts["settings"] = settings_text(settings_for(cell.window))
+    if isinstance(subject, DecodeSubject):
+        facts["cache_bytes"] = subject.cache_bytes
+        facts["cache_mib"] = subject.cache_bytes / 2**20
+    verdict = subject.check(gates)
     facts |= {"error": verdict.error, "error_budget": verdict.budget}
     return verdict, facts
 
 
-def _peak_mib(subject: Subject, inputs: Inputs) -> float | None:
-    """Peak device memory of the pass, its inputs included, the harness's own buffers left out; None on a CPU."""
+def _peak_mib(subject: AnySubject, inputs: Inputs) -> float | None:
+    """Peak device memory of the pass, its inputs and its cache included, the harness's own buffers left out; None on a
+    CPU."""
     if torch.device(inputs.shape.device).type != "cuda":
         return None
     _free()
@@ -141,31 +152,13 @@ def _peak_mib(subject: Subject, inputs: Inputs) -> float | None:
     used = torch.cuda.max_memory_allocated() - before
     del result
     subject.release()
-    tensors = [inputs.q, inputs.k, inputs.v] + ([inputs.dout] if inputs.shape.pass_ != "fwd" else [])
-    return (used + sum(x.numel() * x.element_size() for x in tensors)) / 2**20
+    given = sum(x.numel() * x.element_size() for x in subject.tensors)
+    cache = subject.cache_bytes if isinstance(subject, DecodeSubject) else 0
+    return (used + given + cache) / 2**20
 
 
-def _row(cell: Cell, subject: Subject, samples: Samples, facts: dict[str, Any]) -> dict[str, Any]:
-    problem = subject.call.problem
-    heads = problem.batch * problem.heads
-    pairs = heads * cost.kept_pairs(problem.query_len, problem.key_len, cell.window)
-    what = cell.shape.pass_
-    work = {
-        "density": cost.density(problem.query_len, problem.key_len, cell.window),
-        "flops": cost.flops(what, pairs, problem.head_dim),
-        "executed_flops": cost.flops(what, facts.pop("executed_pairs", None) or pairs, problem.head_dim),
-        "bytes": cost.bytes_moved(
-            what,
-            batch=problem.batch,
-            heads=problem.heads,
-            kv_heads=problem.kv_heads,
-            query_len=problem.query_len,
-            key_len=problem.key_len,
-            head_dim=problem.head_dim,
-            itemsize=torch.finfo(problem.dtype).bits // 8,
-            biased=cell.function == "dma",
-        ),
-    }
+def _row(cell: Cell, samples: Samples, facts: dict[str, Any]) -> dict[str, Any]:
+    work = work_of(cell, facts.pop("executed_pairs", None), facts.pop("cache_bytes", None))
     row, raw = success(cell, samples, facts, work)
     return {"event": "row", "row": row, "samples": raw}
 
@@ -174,27 +167,14 @@ def _backend(cell: Cell) -> Backend:
     return next(backend for backend in backends() if backend.id == cell.name)
 
 
-def _plan(cell: Cell, inputs: Inputs) -> Any:
-    if cell.function != "dma":
-        return None
-    assert cell.delta is not None and cell.window is not None
-    return inputs.plan(cell.delta, cell.window)
-
-
-def _refuse(call: Call) -> None:
+def _refuse(backend: Backend, cell: Cell) -> None:
     """Raise what can be known without running: unsupported, or a T x T workspace that does not fit."""
-    shape = call.cell.shape
-    if shape.level != "kernel":
-        raise Unsupported(f"level {shape.level!r} is not built yet; only --level kernel is")
-    if call.cell.function not in ("dma", "dense", "swa"):
-        raise Unsupported(f"the gate has no reference for {call.cell.function} yet, and nothing is timed unchecked")
-    if shape.pass_ == "decode":
-        raise Unsupported("decoding is not timed yet; only fwd, bwd and fwd+bwd are")
-    refusal = call.backend.refusal(call.problem)
+    problem = problem_of(cell)
+    refusal = backend.refusal(problem)
     if refusal:
         raise Unsupported(refusal)
-    needed, free = call.backend.workspace(call.problem), _free_bytes(call.problem.device)
-    if call.problem.backward:
+    needed, free = backend.workspace(problem), _free_bytes(problem.device)
+    if problem.backward:
         needed *= 2
     if needed > free:
         raise MemoryError(f"needs {needed / 2**30:.0f} GiB for T x T tensors, {free / 2**30:.0f} GiB are free")

@@ -6,12 +6,6 @@ the softmax is not counted, as in the papers whose figures one compares with.
 
 from typing import NamedTuple
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dmabench.kernels.latent import LatentDims
-    from dmabench.kernels.native_sparse import Settings
-
 PRODUCTS = {"fwd": 2, "bwd": 5, "fwd+bwd": 7, "decode": 2}
 """Matrix products of one pair of tiles: q k^T and p v; backward recomputes q k^T and adds dv, dp, dq, dk."""
 
@@ -42,43 +36,9 @@ def flops(what: str, pairs: int, head_dim: int) -> int:
     return PRODUCTS[what] * 2 * head_dim * pairs
 
 
-def nsa_pairs(query_len: int, key_len: int, settings: "Settings") -> int:
-    """Query-key pairs a head of native sparse attention reads: compressed keys that are complete, the tokens of its
-    selected blocks, and the window; a token that two branches read counts twice."""
-    pairs = 0
-    for i in range(key_len - query_len, key_len):
-        blocks = min(settings.select_count, i // settings.select_block + 1)
-        selected = (blocks - 1) * settings.select_block + i % settings.select_block + 1  # its own block among them
-        pairs += settings.compressed_len(i + 1) + selected + min(i + 1, settings.window)
-    return pairs
-
-
-def mla_flops(what: str, pairs: int, tokens: int, heads: int, dims: "LatentDims") -> int:
-    """Operations of latent attention, the two projections up from the latent included.
-
-    Args:
-        pairs: query-key pairs, all heads together.
-        tokens: batch times keys, whose keys and values are made; for "decode", which is counted in its absorbed form,
-            batch times queries.
-    """
-    up = 2 * tokens * dims.latent * heads * (dims.nope + dims.value)
-    if what == "decode":
-        return 2 * pairs * (2 * dims.latent + dims.rope) + up
-    score, value = dims.nope + dims.rope, dims.value
-    forward, backward = 2 * pairs * (score + value) + up, 2 * pairs * (3 * score + 2 * value) + 2 * up
-    return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[what]
-
-
 def linear_flops(what: str, tokens: int, parameters: int) -> int:
     """Operations of projections of `tokens` tokens by matrices of `parameters` entries in all."""
     return {"fwd": 1, "bwd": 2, "fwd+bwd": 3, "decode": 1}[what] * 2 * tokens * parameters
-
-
-def least_bytes(what: str, inputs: int, output: int) -> int:
-    """The fewest bytes that a pass moves, from the bytes of all its inputs and of its output: the backward reads
-    inputs, output and its gradient, and writes a gradient for each input."""
-    forward, backward = inputs + output, 2 * inputs + 2 * output
-    return {"fwd": forward, "decode": forward, "bwd": backward, "fwd+bwd": forward + backward}[what]
 
 
 def bytes_moved(

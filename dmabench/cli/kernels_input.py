@@ -76,7 +76,7 @@ def check_delta_files(cells: list[Cell], files: dict[str, str]) -> None:
         if cell.delta in files:
             path = files[cell.delta]
             try:
-                delta_from_file(path, cell.shape.batch, cell.shape.kv_heads, cell.shape.seqlen)
+                delta_from_file(path, cell.shape.batch, cell.shape.kv_heads, cell.shape.key_len)
             except (TypeError, ValueError) as error:
                 raise Refusal(f"--delta file:{path}: holds no real numbers ({error}); save floats") from error
 

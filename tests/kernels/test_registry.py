@@ -11,6 +11,7 @@ OURS = {
     "dma/triton",
     "dma/cuda",
     "dma/sdpa-masked",
+    "dma/live-keys",
     "dense/sdpa-flash",
     "dense/sdpa-cudnn",
     "dense/sdpa-math",
