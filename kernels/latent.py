@@ -7,6 +7,7 @@ itself (decoding: the fewest bytes, since nothing of size heads x keys x head di
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -131,17 +132,20 @@ def _live(positions: slice, Tk: int, device: torch.device, key_mask: Tensor | No
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """SDPA by the fastest kernel there is; v is padded where that kernel wants all head dims equal."""
     qk_dim, v_dim = q.shape[-1], v.shape[-1]
-    if qk_dim != v_dim and not _takes_unequal_dims(q, k, v, mask, causal):
+    equal = qk_dim == v_dim or mask is not None  # kernels that take a mask take any dims
+    if not equal and not (q.is_cuda and _cudnn_takes(qk_dim, v_dim, q.dtype)):
         width = max(qk_dim, v_dim)  # zero columns change neither scores nor the columns kept
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     with sdpa_kernel(_ORDER, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)[..., :v_dim]
 
 
-def _takes_unequal_dims(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> bool:
-    if q.device.type != "cuda":
-        return False
-    params = torch.backends.cuda.SDPAParams(q, k, v, mask, 0.0, causal, False)
+@cache
+@torch.compiler.assume_constant_result
+def _cudnn_takes(qk_dim: int, v_dim: int, dtype: torch.dtype) -> bool:
+    """Whether cuDNN attends with these dims on this card. torch.compile asks while it traces, and not in its graph."""
+    q, v = (torch.empty(1, 2, 128, dim, dtype=dtype, device="cuda") for dim in (qk_dim, v_dim))
+    params = torch.backends.cuda.SDPAParams(q, q, v, None, 0.0, True, False)
     return torch.backends.cuda.can_use_cudnn_attention(params)
 
 
