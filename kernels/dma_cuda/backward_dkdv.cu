@@ -165,6 +165,13 @@ struct Tile {
     }
 };
 
+// What a block does of a tile, in shared memory, since registers are all in use. Steps are blocks [begin, end) of ROWS
+// queries of the first head that shares the keys, then of the next.
+struct Part {
+    int first_step, steps, begin, end, full_begin, full_end;
+    bool whole;
+};
+
 // Through 16 rows a warp of two tiles in shared memory, which no other warp uses.
 __device__ __forceinline__ void store(const Problem& problem, const Tile& tile, const Sums& sums, unsigned char* k_tile,
                                       unsigned char* v_tile, int lane, int warp_row) {
@@ -226,6 +233,7 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
     unsigned char *const k_tile = shared, *const v_tile = k_tile + KEYS * ROW_BYTES;
     const QueryBuffers queries{v_tile + KEYS * ROW_BYTES};
     int* const positions = reinterpret_cast<int*>(queries.shared + 2 * STAGE_BYTES);
+    Part* const kept = reinterpret_cast<Part*>(positions + KEYS);
 
     const int tiles = (key_len + KEYS - 1) / KEYS;
     const Problem problem{{kv_heads, groups, query_len, key_len}, tiles, order, first, last, full_first, full_last, ends,
@@ -233,12 +241,21 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
     const Queries from{q, dout, lse, rowsum, {q_batch, q_head, q_row}, {dout_batch, dout_head, dout_row}};
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
 
-    const long long stop = problem.start(blockIdx.x + 1);
-    long long at = problem.start(blockIdx.x);
-    for (long long number = problem.tile_of(at); at < stop; ++number) {
-        __syncthreads();  // the tile before this one is in shared memory no longer
+    for (long long number = problem.tile_of(problem.start(blockIdx.x)); number < problem.all_tiles; ++number) {
+        __syncthreads();  // the tile before this one is read no longer
+        const long long begins = problem.begins(number);
+        Part part;
+        part.first_step = max(problem.start(blockIdx.x), begins) - begins;
+        part.steps = min(problem.start(blockIdx.x + 1), problem.ends[number]) - begins - part.first_step;
+        if (part.steps <= 0) break;
+        part.whole = part.steps == problem.ends[number] - begins;
+        part.begin = first[number] * (BLOCK_Q / ROWS);
+        part.end = min(last[number] * (BLOCK_Q / ROWS), (query_len + ROWS - 1) / ROWS);
+        part.full_begin = full_first[number] * (BLOCK_Q / ROWS);
+        part.full_end = full_last[number] * (BLOCK_Q / ROWS);
+        if (threadIdx.x == 0) *kept = part;
         const Tile tile(problem, number, positions);
-        const int b = tile.b, g = tile.g;
+        const int b = tile.b, g = tile.g, blocks = part.end - part.begin;
 
         MyKeys mine;
 #pragma unroll
@@ -250,20 +267,14 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
             mine.bias[half] = entry < tile.entries ? delta[tile.bg * key_len + position] * LOG2E : 0.0f;
         }
 
-        // Steps of this tile: blocks [begin, end) of ROWS queries of the first head, then of the next.
-        const int begin = first[number] * (BLOCK_Q / ROWS);
-        const int end = min(last[number] * (BLOCK_Q / ROWS), (query_len + ROWS - 1) / ROWS);
-        const int full_begin = full_first[number] * (BLOCK_Q / ROWS), full_end = full_last[number] * (BLOCK_Q / ROWS);
-        const long long begins = problem.begins(number);
-        const int from_step = at - begins, all_steps = ends[number] - begins, to_step = min(ends[number], stop) - begins;
         // A tile of dead keys alone counts as one step, and has none.
-        int left = begin < end ? to_step - from_step : 0;
-        int head = left > 0 ? from_step / (end - begin) : 0, block = left > 0 ? begin + from_step % (end - begin) : 0;
-
+        int left = blocks > 0 ? part.steps : 0, head = g * groups, block = part.begin;
         if (left > 0) {
+            head += part.first_step / blocks;
+            block += part.first_step % blocks;
             gather_rows<KEYS>(k_tile, Strides{k_batch, k_head, k_row}.rows(k, b, g), v_tile,
                               Strides{v_batch, v_head, v_row}.rows(v, b, g), positions, tile.entries);
-            copy_queries(queries, 0, from, problem.sizes, b, g * groups + head, block * ROWS);
+            copy_queries(queries, 0, from, problem.sizes, b, head, block * ROWS);
         }
         cp_async_commit();
 
@@ -271,27 +282,26 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
         for (int stage = 0; left > 0; stage ^= 1) {
             cp_async_wait<0>();
             __syncthreads();
-            const int next_block = block + 1 < end ? block + 1 : begin, next_head = block + 1 < end ? head : head + 1;
-            if (left > 1) copy_queries(queries, stage ^ 1, from, problem.sizes, b, g * groups + next_head, next_block * ROWS);
+            const int current = block;
+            if (++block == kept->end) block = kept->begin, ++head;
+            if (--left > 0) copy_queries(queries, stage ^ 1, from, problem.sizes, b, head, block * ROWS);
             cp_async_commit();
             const unsigned char *const my_k = k_tile + warp_row * ROW_BYTES, *const my_v = v_tile + warp_row * ROW_BYTES;
-            const int first_position = problem.sizes.offset() + block * ROWS;
-            if (full_begin <= block && block < full_end) {
+            const int first_position = problem.sizes.offset() + current * ROWS;
+            if (kept->full_begin <= current && current < kept->full_end) {
                 step<false>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
             } else {
                 step<true>(sums, my_k, my_v, queries, stage, mine, scale_log2, first_position, lane);
             }
-            block = next_block, head = next_head, --left;
         }
         cp_async_wait<0>();
         __syncthreads();
 
-        if (to_step - from_step == all_steps) {
+        if (kept->whole) {
             store(problem, tile, sums, k_tile, v_tile, lane, warp_row);
         } else {
-            Parts{parts}.put(blockIdx.x, from_step > 0 ? 0 : 1, sums);
+            Parts{parts}.put(blockIdx.x, kept->first_step > 0 ? 0 : 1, sums);
         }
-        at = begins + to_step;
     }
 }
 

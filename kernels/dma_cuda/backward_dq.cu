@@ -119,7 +119,7 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
     unsigned char* const q_tile = shared;
     unsigned char* const dout_tile = q_tile + BLOCK_Q * ROW_BYTES;
     const KeyBuffers<KEYS> keys{dout_tile + BLOCK_Q * ROW_BYTES};
-    Kept* const kept = reinterpret_cast<Kept*>(keys.shared + KeyBuffers<KEYS>::BYTES);
+    Kept<KEYS>* const kept = reinterpret_cast<Kept<KEYS>*>(keys.shared + KeyBuffers<KEYS>::BYTES);
     float* const rowsum_here = reinterpret_cast<float*>(kept + 1);
 
     const Sizes sizes{kv_heads, groups, query_len, key_len};
@@ -132,7 +132,7 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *kept = {from, row0 + first_row};
+    if (threadIdx.x == 0) *kept = {from, schedule, row0 + first_row, first_row};
     const Rows dout_rows = Strides{dout_batch, dout_head, dout_row}.rows(dout, mine.b, mine.head);
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     copy_rows<BLOCK_Q>(dout_tile, dout_rows, first_row, query_len);
@@ -162,25 +162,26 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         }
     }
 
-    for (int stage = 0; current < schedule.steps; stage ^= 1) {
+    for (int stage = 0, steps = schedule.steps; current < steps; stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();
-        const int next = schedule.next(current + 1);
-        if (next < schedule.steps) {
+        const int next = kept->schedule.next(current + 1);
+        if (next < kept->schedule.steps) {
 #if GATHERS
-            copy_positions(keys, schedule, next + 1, kept->keys);
+            copy_positions(keys, kept->schedule, next + 1, kept->keys);
 #endif
-            copy_keys(keys, stage ^ 1, schedule, next, kept->keys);
+            copy_keys(keys, stage ^ 1, kept->schedule, next, kept->keys);
         }
         cp_async_commit();
         const unsigned char *const my_q = q_tile + warp_row * ROW_BYTES, *const my_dout = dout_tile + warp_row * ROW_BYTES;
-        const int first_position = sizes.offset() + first_row + warp_row;
-        if (schedule.needs_mask(current)) {
+        const int first_position = sizes.offset() + kept->first_row + warp_row;
+        if (kept->schedule.needs_mask(current)) {
             step<true>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
         } else {
             step<false>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
         }
         current = next;
+        steps = kept->schedule.steps;
     }
     cp_async_wait<0>();
     __syncthreads();
@@ -190,7 +191,7 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         const float scale = scale_log2 * LN2;
         store_rows(sums[m], scale, scale, q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {
             const int row = warp_row + m * 16 + within;
-            return row < query_len - first_row ? dq + (kept->first_row + row) * ROW_BYTES : nullptr;
+            return row < query_len - kept->first_row ? dq + (kept->first_of_all + row) * ROW_BYTES : nullptr;
         });
     }
 }

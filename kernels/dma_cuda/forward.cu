@@ -7,10 +7,37 @@ constexpr int KEYS = 64;
 constexpr int M = 2;          // blocks of 16 rows a warp
 constexpr int N = KEYS / 8;   // blocks of 8 keys
 
+// Of rows lane / 4 and lane / 4 + 8 of each block. Scores are in units of log 2.
 struct State {
     float out[M][D / 8][4];
-    float maximum[M][2], sum[M][2];  // of rows lane / 4 and lane / 4 + 8; scores in units of log 2; sums of this lane
+    float reference[M][2];  // what is subtracted from scores: their largest so far, or up to SLACK less
+    float sum[M][2];        // of the probabilities of this lane
 };
+
+// As long as no score exceeds the reference by more, probabilities stay below 2^SLACK, and nothing needs to be scaled
+// anew: after the first keys that is the rule.
+constexpr float SLACK = 8.0f;
+
+// A row that has met no live key yet: subtracting 0 keeps its probabilities 0 rather than NaN.
+__device__ __forceinline__ float finite(float reference) { return reference == -infinity() ? 0.0f : reference; }
+
+__device__ __forceinline__ void rescale(State& state, const float largest[M][2]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float reference = fmaxf(state.reference[m][half], largest[m][half]);
+            const float factor = exp2_approx(state.reference[m][half] - finite(reference));
+            state.reference[m][half] = reference;
+            state.sum[m][half] *= factor;
+#pragma unroll
+            for (int n = 0; n < D / 8; ++n) {
+                state.out[m][n][half * 2] *= factor;
+                state.out[m][n][half * 2 + 1] *= factor;
+            }
+        }
+    }
+}
 
 template <bool MASKED>
 __device__ __forceinline__ void step(State& state, const unsigned char* q, const KeyBuffers<KEYS>& keys, int stage, int number,
@@ -59,19 +86,28 @@ __device__ __forceinline__ void step(State& state, const unsigned char* q, const
         }
     }
 
+    float largest[M][2];
+    bool outgrown = false;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float mine = s[m][0][half * 2];
+#pragma unroll
+            for (int n = 0; n < N; ++n) mine = fmaxf(mine, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
+            largest[m][half] = max_of_quad(mine);
+            outgrown |= largest[m][half] > state.reference[m][half] + SLACK;
+        }
+    }
+    if (__any_sync(0xffffffff, outgrown)) rescale(state, largest);
+
     uint32_t p[M][KEYS / 16][4];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float largest = state.maximum[m][half];
-#pragma unroll
-            for (int n = 0; n < N; ++n) largest = fmaxf(largest, fmaxf(s[m][n][half * 2], s[m][n][half * 2 + 1]));
-            largest = max_of_quad(largest);
-            // A row that has met no live key yet: subtracting 0 keeps its probabilities 0 rather than NaN.
-            const float subtracted = MASKED && largest == -infinity() ? 0.0f : largest;
-            const float correction = exp2_approx(state.maximum[m][half] - subtracted);
-            float sum = state.sum[m][half] * correction;
+            const float subtracted = MASKED ? finite(state.reference[m][half]) : state.reference[m][half];
+            float sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < N; ++n) {
                 const float low = exp2_approx(s[m][n][half * 2] - subtracted);
@@ -79,13 +115,7 @@ __device__ __forceinline__ void step(State& state, const unsigned char* q, const
                 sum += low + high;
                 p[m][n / 2][n % 2 * 2 + half] = pack(low, high);
             }
-            state.maximum[m][half] = largest;
-            state.sum[m][half] = sum;
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                state.out[m][n][half * 2] *= correction;
-                state.out[m][n][half * 2 + 1] *= correction;
-            }
+            state.sum[m][half] += sum;
         }
     }
 
@@ -112,7 +142,7 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
     DYNAMIC_SHARED(shared);
     unsigned char* const q_tile = shared;
     const KeyBuffers<KEYS> keys{shared + BLOCK_Q * ROW_BYTES};
-    Kept* const kept = reinterpret_cast<Kept*>(keys.shared + KeyBuffers<KEYS>::BYTES);
+    Kept<KEYS>* const kept = reinterpret_cast<Kept<KEYS>*>(keys.shared + KeyBuffers<KEYS>::BYTES);
 
     const Sizes sizes{kv_heads, groups, query_len, key_len};
     const QueryBlock mine(sizes);
@@ -124,7 +154,7 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *kept = {from, mine.first_row(sizes) + first_row};
+    if (threadIdx.x == 0) *kept = {from, schedule, mine.first_row(sizes) + first_row, first_row};
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     int current = schedule.next(0);
 #if GATHERS
@@ -139,32 +169,33 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
 
     State state = {};
 #pragma unroll
-    for (int m = 0; m < M; ++m) state.maximum[m][0] = state.maximum[m][1] = -infinity();
+    for (int m = 0; m < M; ++m) state.reference[m][0] = state.reference[m][1] = -infinity();
 
-    for (int stage = 0; current < schedule.steps; stage ^= 1) {
+    for (int stage = 0, steps = schedule.steps; current < steps; stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();
-        const int next = schedule.next(current + 1);
-        if (next < schedule.steps) {
+        const int next = kept->schedule.next(current + 1);
+        if (next < kept->schedule.steps) {
 #if GATHERS
-            copy_positions(keys, schedule, next + 1, kept->keys);
+            copy_positions(keys, kept->schedule, next + 1, kept->keys);
 #endif
-            copy_keys(keys, stage ^ 1, schedule, next, kept->keys);
+            copy_keys(keys, stage ^ 1, kept->schedule, next, kept->keys);
         }
         cp_async_commit();
         const unsigned char* const my_q = q_tile + warp_row * ROW_BYTES;
-        const int first_position = sizes.offset() + first_row + warp_row;
-        if (schedule.needs_mask(current)) {
+        const int first_position = sizes.offset() + kept->first_row + warp_row;
+        if (kept->schedule.needs_mask(current)) {
             step<true>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
         } else {
             step<false>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
         }
         current = next;
+        steps = kept->schedule.steps;
     }
     cp_async_wait<0>();
     __syncthreads();
 
-    const int rows = query_len - first_row;
+    const int rows = query_len - kept->first_row;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         float factor[2];
@@ -174,12 +205,12 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
             factor[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = warp_row + m * 16 + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                lse[kept->first_row + row] = sum > 0.0f ? state.maximum[m][half] * LN2 + logf(sum) : -infinity();
+                lse[kept->first_of_all + row] = sum > 0.0f ? state.reference[m][half] * LN2 + logf(sum) : -infinity();
             }
         }
         store_rows(state.out[m], factor[0], factor[1], q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {
             const int row = warp_row + m * 16 + within;
-            return row < rows ? out + (kept->first_row + row) * ROW_BYTES : nullptr;
+            return row < rows ? out + (kept->first_of_all + row) * ROW_BYTES : nullptr;
         });
     }
 }

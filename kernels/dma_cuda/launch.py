@@ -17,7 +17,7 @@ BLOCK_Q, TILE = 128, 64
 _THREADS = 128
 _ROWS = 64
 _KEYS = {"forward": 64, "backward_dq": 32}
-_KEPT = 64  # struct Kept of schedule.cuh
+_KEPT, _PART = 120, 28  # struct Kept of schedule.cuh, Part of backward_dkdv.cu
 
 
 def defines(head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
@@ -31,7 +31,7 @@ def shared_bytes(kernel: str, head_dim: int) -> int:
     if kernel == "backward_join":
         return 2 * TILE * row + TILE * 4
     if kernel == "backward_dkdv":
-        return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4
+        return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4 + _PART
     keys = _KEYS[kernel]
     buffers = 4 * keys * row + 7 * keys * 4 + _KEPT
     return BLOCK_Q * row + buffers if kernel == "forward" else 2 * BLOCK_Q * row + buffers + BLOCK_Q * 4

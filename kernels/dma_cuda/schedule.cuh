@@ -57,7 +57,7 @@ struct Schedule {
 template <int KEYS>
 struct KeyBuffers {
     static constexpr int TILE_BYTES = KEYS * ROW_BYTES;
-    static constexpr int BYTES = 4 * TILE_BYTES + 4 * KEYS * 4 + 3 * KEYS * 4;
+    static constexpr int BYTES = 4 * TILE_BYTES + 7 * KEYS * 4;
     unsigned char* shared;
 
     __device__ __forceinline__ unsigned char* k(int stage) const { return shared + stage * TILE_BYTES; }
@@ -82,9 +82,12 @@ struct Keys {
 };
 
 // What a block needs again in every step or at its end: read from shared memory, since registers are all in use.
+template <int KEYS>
 struct Kept {
     Keys keys;
-    long long first_row;  // of [B, H, Tq]: the first one of the block
+    Schedule<KEYS> schedule;
+    long long first_of_all;  // of the rows of [B, H, Tq]: the first one of the block
+    int first_row;           // of its head
 };
 
 #if GATHERS
