@@ -149,9 +149,12 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
     labels: list[Label] = []
     for name in dict.fromkeys(panel["id"]):
         of_backend = panel[panel["id"] == name]
-        windows = sorted(of_backend["window"].dropna().unique()) or [None]
+        windows = sorted(of_backend["window"].dropna().unique())
+        if of_backend["window"].isna().any():  # dense, latent; native sparse with the paper's settings
+            windows.append(None)
         for number, window in enumerate(windows):
-            rows = of_backend if window is None else of_backend[of_backend["window"] == window]
+            chosen = of_backend["window"].isna() if window is None else of_backend["window"] == window
+            rows = of_backend[chosen]
             timed = rows[rows["status"].eq("PASSED") & rows[field].gt(0)].groupby("seqlen")[field].median()
             if timed.empty:
                 continue
@@ -159,7 +162,7 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
             inner = rows["seqlen"].between(timed.index[0], timed.index[-1])
             line = timed.reindex(sorted(rows.loc[inner, "seqlen"].unique()))
             axes.plot(line.index, line.values, **look)
-            note = f"w {_length(window)}" if len(windows) > 1 else ""
+            note = "" if len(windows) == 1 else "paper" if window is None else f"w {_length(window)}"
             end = ""
             out = rows[rows["status"].eq("OUT_OF_MEMORY") & rows["seqlen"].gt(timed.index[-1])]["seqlen"]
             if field == "total_ms" and not out.empty:
@@ -167,16 +170,17 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
                 axes.plot(timed.index[-1:], timed.values[-1:], "x", **cross)
                 end = f"out of memory at {_length(out.min())}"
             labels.append(Label(float(timed.index[-1]), float(timed.iloc[-1]), look["color"], name, note, end))
-    _length_axis(axes, sorted(panel.loc[panel["status"].eq("PASSED") & panel[field].gt(0), "seqlen"].unique()))
+    lengths = sorted(panel.loc[panel["status"].eq("PASSED") & panel[field].gt(0), "seqlen"].unique())
+    _length_axis(axes, lengths, seen=panel["pass"].eq("decode").all())
     return labels
 
 
-def _length_axis(axes: "Axes", lengths: list[float]) -> None:
+def _length_axis(axes: "Axes", lengths: list[float], seen: bool) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [_length(length) for length in lengths])
     axes.xaxis.minorticks_off()
     axes.yaxis.minorticks_off()
-    axes.set_xlabel("sequence length T (tokens)")
+    axes.set_xlabel("tokens seen" if seen else "sequence length T (tokens)")
     margin = 2 if len(lengths) == 1 else 1.12
     axes.set_xlim(lengths[0] / margin, lengths[-1] * margin)
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.6)
@@ -206,7 +210,7 @@ def _dress(figure: "Figure", panel: "pandas.DataFrame", delta: Any, title: str) 
     words += [f"window {', '.join(_length(window) for window in windows)}"] if windows else []
     words += [f"delta {delta}"] if delta is not None else []
     passes = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward and backward", "decode": "decoding"}
-    title += f", {passes.get(first['pass'], first['pass'])}"
+    title += f", {passes.get(first['pass'], first['pass'])}" + (" a layer" if first["level"] == "layer" else "")
     figure.text(0.02, 0.965, title, fontsize=9.5, weight="bold", va="top")
     figure.text(0.02, 0.918, "  ·  ".join(words), fontsize=7, color="#444444", va="top")
     samples = panel.loc[panel["status"].eq("PASSED"), "samples"].dropna()
@@ -226,7 +230,14 @@ def _dress(figure: "Figure", panel: "pandas.DataFrame", delta: Any, title: str) 
 
 def _stem(kind: str, panel: "pandas.DataFrame", delta: Any, taken: "dict[str, Figure]") -> str:
     first = panel.iloc[0]
-    words = [kind, first["pass"], f"h{first['heads']:.0f}g{first['kv_heads']:.0f}d{first['head_dim']:.0f}", delta]
+    level = "layer" if first["level"] == "layer" else None
+    words = [
+        kind,
+        level,
+        first["pass"],
+        f"h{first['heads']:.0f}g{first['kv_heads']:.0f}d{first['head_dim']:.0f}",
+        delta,
+    ]
     stem = re.sub(r"[^a-z0-9-]+", "-", "-".join(str(word) for word in words if word is not None).lower()).strip("-")
     number = 2
     while stem in taken:

@@ -11,10 +11,12 @@ CPU: dict[str, Any] = {
     "head_dim": "64",
     "dtype": "fp32",
     "pass": "fwd",
+    "level": "kernel",
     "delta": "iid",
-    "backend": "dma/reference,dma/flex,dma/triton,dma/cuda,dense/sdpa-flash,dense/sdpa-math,swa/flex",
+    "backend": "dma/reference,dma/flex,dma/triton,dma/cuda,dense/sdpa-flash,dense/sdpa-math,swa/flex,mla/expanded",
 }
-"""Defaults on a machine without a GPU: what two cores finish within three minutes."""
+"""Defaults on a machine without a GPU: what two cores finish within three minutes. nsa is not among them: its reference
+alone runs there, and takes minutes at T = 8192; --backend 'nsa/*' asks for it."""
 
 CUDA: dict[str, Any] = {
     "seqlen": "8k",
@@ -25,12 +27,28 @@ CUDA: dict[str, Any] = {
     "head_dim": "128",
     "dtype": "bf16",
     "pass": "fwd",
+    "level": "kernel",
     "delta": "iid",
-    "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*,swa/*",
+    "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*,swa/flex,swa/varlen-flash,mla/expanded,nsa/fla",
 }
 """Defaults on a GPU."""
 
+DECODE = {
+    "cpu": "dma/live-keys,dense/sdpa-flash,dense/sdpa-math,swa/sdpa,mla/absorbed,nsa/reference",
+    "cuda": "dma/live-keys,dense/sdpa-*,swa/sdpa,mla/absorbed,nsa/reference",
+}
+"""Default backends of --pass decode."""
+
+LAYER = {
+    "cpu": "dma/reference,dense/sdpa-flash,swa/flex,mla/expanded",
+    "cuda": "dma/triton,dma/cuda,dense/sdpa-*,swa/flex,swa/varlen-flash,mla/expanded,nsa/fla",
+}
+"""Default backends of --level layer for whole sequences: the fastest of each attention."""
+
 _PAPER = {"head_dim": "128", "dtype": "bf16", "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*"}
+
+NATIVE = {"heads": "16", "kv_heads": "1"}
+"""A shape that fla-core's native sparse attention takes without padding groups to 16 heads."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -46,6 +64,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blocks": [
             {**_PAPER, "heads": "32", "kv_heads": "8", "seqlen": "8k:32k:x2", "window": "1k", "pass": "fwd,bwd"},
             {**_PAPER, "heads": "2", "kv_heads": "1", "seqlen": "2k:32k:x2", "window": "1k,2k", "pass": "fwd"},
+        ],
+    },
+    "attentions": {
+        "about": "every attention side by side in a layer, whole sequences and decoding",
+        "blocks": [
+            {"level": "layer", "seqlen": "8k,32k,128k", "window": "2k", "pass": "fwd,bwd"},
+            {"level": "layer", "seqlen": "8k,32k,128k", "window": "2k", "pass": "fwd,bwd", **NATIVE},
+            {"level": "layer", "seqlen": "4k:512k:x2", "window": "1k", "pass": "decode"},
+        ],
+    },
+    "decode": {
+        "about": "one token after 4k to 512k, every attention, batches of 1 to 64",
+        "blocks": [
+            {"seqlen": "4k:512k:x2", "window": "1k", "pass": "decode"},
+            {"seqlen": "8k,32k,128k,512k", "window": "1k", "pass": "decode", "batch": "8,64"},
         ],
     },
     "shapes": {

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 TIMES = ("importance_ms", "plan_ms", "kernel_ms", "gpu_ms", "wall_ms", "total_ms", "p10_ms", "p90_ms", "compile_s")
 RATES = ("useful_tflops", "executed_tflops", "roof_percent", "density", "speedup")
-NUMBERS = (*SHAPES, *TIMES, *RATES, "samples", "peak_mib", "error", "error_budget", "seed")
+NUMBERS = (*SHAPES, *TIMES, *RATES, "samples", "peak_mib", "cache_mib", "error", "error_budget", "seed")
 TEXTS = (
     "schema",
     "run",

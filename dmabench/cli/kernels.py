@@ -1,4 +1,4 @@
-"""`dmabench kernels`: time attention backends, forward and backward, after proving that they are right."""
+"""`dmabench kernels`: time attention backends, forward, backward and decoding, after proving that they are right."""
 
 import math
 import signal
@@ -28,7 +28,7 @@ EXAMPLES = """
 
   dmabench kernels --seqlen 1k:128k:x2 --pass fwd,bwd --backend 'dma*'
 
-  dmabench kernels --preset paper --dry-run
+  dmabench kernels --pass decode --seqlen 4k:512k:x2 --level kernel,layer
 """
 
 
@@ -47,8 +47,8 @@ def add_to(app: typer.Typer) -> None:
 
 def kernels(
     seqlen: Annotated[str | None, _text("--seqlen", "Sequence lengths: 8192, 4k,8k, 1k:128k:x2, 1k:4k:512.")] = None,
-    window: Annotated[str | None, _text("--window", "Keys a query may attend to (dma, swa).")] = None,
-    pass_: Annotated[str | None, _text("--pass", "fwd, bwd, fwd+bwd, decode.")] = None,
+    window: Annotated[str | None, _text("--window", "Keys a query may attend to (dma, swa, nsa).")] = None,
+    pass_: Annotated[str | None, _text("--pass", "fwd, bwd, fwd+bwd, decode (one token after --seqlen).")] = None,
     backend: Annotated[str | None, _text("--backend", "Globs of ids, such as 'dma*' or flex.")] = None,
     delta: Annotated[
         str | None,
@@ -59,11 +59,11 @@ def kernels(
     kv_heads: Annotated[str | None, _text("--kv-heads", "Key/value heads.")] = None,
     head_dim: Annotated[str | None, _text("--head-dim", "Head dimensions, 16 to 256.")] = None,
     dtype: Annotated[str | None, _text("--dtype", "fp32, fp16, bf16.")] = None,
-    level: Annotated[str, _text("--level", "kernel: q, k, v to output. layer: not built yet.")] = "kernel",
+    level: Annotated[str | None, _text("--level", "kernel: q, k, v to output. layer: hidden states to output.")] = None,
     preset: Annotated[str | None, _text("--preset", f"{', '.join(PRESETS)} (dmabench list presets).")] = None,
     quick: Annotated[bool, _text("--quick", "The smallest honest run, the same as --preset quick.")] = False,
     no_dense: Annotated[bool, _text("--no-dense", "Leave out dense rows (there is no speed-up then).")] = False,
-    replay: Annotated[bool, _how("--replay", "Time the replay of a CUDA graph of each forward: no launches.")] = False,
+    replay: Annotated[bool, _how("--replay", "Time replays of CUDA graphs (fwd, decode): no launches.")] = False,
     device: Annotated[str, _how("--device", "cpu, cuda, or auto: cuda where there is one.")] = "auto",
     seed: Annotated[int, _how("--seed", "Seed of inputs and of the order of rounds.")] = 0,
     cap: Annotated[float | None, _how("--cap", "Seconds of sampling a cell at most (GPU 2, CPU 4).")] = None,
@@ -78,7 +78,7 @@ def kernels(
     """Time attention over sequence lengths: importance, plan and kernel, against the fastest dense attention.
 
     Every backend is checked first, values and kept keys, forward and backward; one that computes something else is
-    INCORRECT and has no time. Defaults follow the device.
+    INCORRECT and has no time. Defaults follow the device, and backends the pass and the level.
     """
     given = {
         "seqlen": seqlen,

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from dmabench.cells import Cell, make_cells
 from dmabench.errors import Refusal
-from dmabench.presets import CPU, CUDA, PRESETS
+from dmabench.presets import CPU, CUDA, DECODE, LAYER, PRESETS
 from dmabench.sweeps import parse_sweep
 
 SWEEPS = ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim")
@@ -38,10 +38,32 @@ def choose_device(wanted: str) -> str:
 
 
 def settings_blocks(given: dict[str, str | None], preset: str | None, device: str) -> list[dict[str, str]]:
-    """Device defaults, overridden by the preset, overridden by flags."""
+    """Device defaults, overridden by the preset, overridden by flags. Where no backends are named, they depend on the
+    pass and the level: then each pass and level has a block of its own."""
     defaults = CUDA if device.startswith("cuda") else CPU
     flags = {name: value for name, value in given.items() if value is not None}
-    return [{**defaults, **block, **flags} for block in (PRESETS[preset]["blocks"] if preset else [{}])]
+    blocks = []
+    for block in PRESETS[preset]["blocks"] if preset else [{}]:
+        chosen = {**defaults, **block, **flags}
+        if "backend" in block or "backend" in flags:
+            blocks.append(chosen)
+        else:
+            blocks += _with_backends(chosen, "cuda" if device.startswith("cuda") else "cpu")
+    return blocks
+
+
+def _with_backends(block: dict[str, str], device: str) -> list[dict[str, str]]:
+    """The block, divided so that each part has the default backends of its passes and level."""
+    passes, levels = ([word.strip() for word in block[name].split(",")] for name in ("pass", "level"))
+    whole = ",".join(word for word in passes if word != "decode")
+    parts = []
+    for level in levels:
+        if whole:
+            backends = LAYER[device] if level == "layer" else block["backend"]
+            parts.append({**block, "level": level, "pass": whole, "backend": backends})
+        if "decode" in passes:
+            parts.append({**block, "level": level, "pass": "decode", "backend": DECODE[device]})
+    return parts
 
 
 def label_delta_files(blocks: list[dict[str, str]]) -> dict[str, str]:
@@ -95,5 +117,6 @@ def check_replay(cells: list[Cell]) -> None:
     for cell in cells:
         if not cell.shape.device.startswith("cuda"):
             raise Refusal("--replay times CUDA graphs, and this run is on a CPU: leave it out")
-        if cell.shape.pass_ != "fwd":
-            raise Refusal(f"--replay is for --pass fwd, not {cell.shape.pass_}: graphs of backward passes are not made")
+        if "bwd" in cell.shape.pass_:
+            passes = "--pass fwd and decode"
+            raise Refusal(f"--replay is for {passes}, not {cell.shape.pass_}: graphs of backward passes are not made")

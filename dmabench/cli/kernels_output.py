@@ -33,15 +33,17 @@ def print_cells(cells: list[Cell], as_json: bool) -> None:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
     )
-    for column in ("pass", "T", "w", "B", "H", "G", "D", "dtype", "delta", "backends"):
-        words = column in ("pass", "dtype", "delta", "backends")
+    level = ["level"] * any(cell.shape.level != "kernel" for cell in cells)
+    for column in ("pass", *level, "T", "w", "B", "H", "G", "D", "dtype", "delta", "backends"):
+        words = column in ("pass", "level", "dtype", "delta", "backends")
         table.add_column(column, justify="left" if words else "right", no_wrap=column != "backends", overflow="fold")
     merged: dict[tuple[Any, ...], list[str]] = {}
     for cell in cells:
         s = cell.shape
         sizes = (s.batch, s.heads, s.kv_heads, s.head_dim)
-        key = (s.pass_, s.seqlen, cell.window or "", *sizes, s.dtype, cell.delta or "")
-        merged.setdefault(key, []).append(cell.name)
+        key = (s.pass_, *[s.level for _ in level], s.seqlen, cell.window or "", *sizes, s.dtype, cell.delta or "")
+        paper = cell.function == "nsa" and cell.window is None
+        merged.setdefault(key, []).append(f"{cell.name} (paper)" if paper else cell.name)
     for key, names in merged.items():
         table.add_row(*(Text(str(value)) for value in key), ", ".join(names))
     _to_stdout(lambda console: console.print(table))
