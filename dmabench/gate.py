@@ -38,6 +38,8 @@ class Expected:
     dout: Tensor
     exact: dict[str, Tensor]
     budgets: dict[str, float]
+    summed: Tensor
+    """How many of the rows attend to each key, over the query heads of its group; int64 [B or 1, G or 1, T]."""
 
 
 class Gate:
@@ -108,8 +110,10 @@ class Gate:
         exact = self._reference(torch.float64, None, delta, mask, rows, dout)
         low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
-        allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim)
-        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed)
+        groups = inputs.shape.heads // inputs.shape.kv_heads
+        summed = groups * (torch.searchsorted(rows, mask.evict.long()) - torch.searchsorted(rows, mask.birth.long()))
+        allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim, summed)
+        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed, summed)
 
     def mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
         """delta [B, G, T] (zeros where the function has none) and the lifetimes by definition."""
@@ -172,7 +176,8 @@ class Gate:
         if wrong is not None:
             return wrong
         found["out"] = out.detach()[:, :, rows]
-        return judge(found, expected.exact, expected.budgets, inputs.dtype, inputs.shape.head_dim)
+        dtype, head_dim = inputs.dtype, inputs.shape.head_dim
+        return judge(found, expected.exact, expected.budgets, dtype, head_dim, expected.summed)
 
 
 def _stored(x: Tensor, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:

@@ -24,13 +24,19 @@ class Verdict:
     wrong: str | None
 
 
-def row_error(name: str, x: Tensor, exact: Tensor, dtype: torch.dtype, head_dim: int) -> float:
+def row_error(
+    name: str, x: Tensor, exact: Tensor, dtype: torch.dtype, head_dim: int, summed: Tensor | None = None
+) -> float:
     """max over rows of |x - exact| / (|exact| + rms row norm); a row is a vector along the last axis, for ddelta one
     number, for the names in WHOLE all of it.
 
     Where every query has one live key, the gradients that cancel are zero and all that is computed is noise. So
     their rms counts as at least what makes noise smaller than the budget: q, k, v and dout are standard normal, and
-    the scale makes |dout v| and the rows of dq and dk about sqrt(D) where nothing cancels.
+    the scale makes |dout v| and the rows of dq and dk about sqrt(D) where nothing cancels. What is left of many such
+    differences adds up like a random walk, by the root of their number.
+
+    Args:
+        summed: how many queries attend to each key, int, of the shape of ddelta.
     """
     x, exact = x.double(), exact.double()
     if name in WHOLE:
@@ -42,19 +48,29 @@ def row_error(name: str, x: Tensor, exact: Tensor, dtype: torch.dtype, head_dim:
     if name in CANCELS:
         eps = torch.finfo(dtype).eps
         least = min(1.0, NOISE / (8 * eps)) * head_dim**0.5
-    typical = size.square().mean().sqrt().clamp(min=least)
+    typical = size.square().mean().sqrt()
+    if summed is not None and name in ("dk", "ddelta") and bool(typical < least):
+        typical = least * summed.clamp(min=1).sqrt()
+    else:
+        typical = typical.clamp(min=least)
     worst = ((x - exact).norm(dim=-1) / (size + typical)).max()
     return float(worst) if bool(worst.isfinite()) else float("inf")
 
 
-def budgets(low: Mapping[str, Tensor], exact: Mapping[str, Tensor], dtype: torch.dtype, head_dim: int) -> dict:
+def budgets(
+    low: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    head_dim: int,
+    summed: Tensor | None = None,
+) -> dict[str, float]:
     """2 e(low) + 8 eps for each name, `low` being what a plain computation in the row's dtype gives.
 
     The largest error over all rows comes from a few early ones, where dp - delta cancels, and is luck: in bf16 at
     T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
     """
     eps = torch.finfo(dtype).eps
-    return {name: 2 * row_error(name, low[name], exact[name], dtype, head_dim) + 8 * eps for name in exact}
+    return {name: 2 * row_error(name, low[name], exact[name], dtype, head_dim, summed) + 8 * eps for name in exact}
 
 
 def judge(
@@ -63,9 +79,10 @@ def judge(
     allowed: Mapping[str, float],
     dtype: torch.dtype,
     head_dim: int,
+    summed: Tensor | None = None,
 ) -> Verdict:
     """The error that is the largest beside its budget."""
-    errors = {name: row_error(name, x, exact[name], dtype, head_dim) for name, x in found.items()}
+    errors = {name: row_error(name, x, exact[name], dtype, head_dim, summed) for name, x in found.items()}
     worst = max(errors, key=lambda name: errors[name] / allowed[name] if allowed[name] else float("inf"))
     error, budget = errors[worst], allowed[worst]
     wrong = None if error <= budget else f"{worst} is off by {error:.2e}, budget {budget:.2e}"
