@@ -52,10 +52,7 @@ def _tiles(plan: Plan) -> Tiles:
 
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
-    if plan.gathers:
-        plan.key_lists()
-    if problem.backward or not plan.gathers:
-        _tiles(plan)
+    structures(plan, delta, problem.backward)
 
 
 def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
@@ -71,26 +68,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     if why := _missing(q.device.type):
         raise Unsupported(why)
-    backward = wants_gradient(q, k, v, delta)
-    lists = plan.key_lists() if plan.gathers else None
-    tiles = _tiles(plan) if backward or not plan.gathers else None
-    out, lse = ops.forward(
-        q,
-        k,
-        v,
-        delta,
-        plan.evict_BGT,
-        lists and lists.keys_BGQL,
-        lists and lists.full_BGQ,
-        lists and lists.count_BGQ,
-        plan.order_BGT if backward else None,
-        tiles and tiles.first_BGN,
-        tiles and tiles.last_BGN,
-        tiles and tiles.full_first_BGN,
-        tiles and tiles.full_last_BGN,
-        scale,
-    )
+    out, lse, _ = ops.forward(q, k, v, delta, *structures(plan, delta, wants_gradient(q, k, v, delta)), scale)
     return out, lse.detach()
+
+
+def structures(plan: Plan, delta: Tensor, backward: bool) -> tuple[Tensor | None, ...]:
+    """The tensors of the plan that `ops.forward` takes after delta: evict, references, keys, full, count, order, first,
+    last, full_first, full_last; None for what is not needed."""
+    lists = tiles = None
+    if plan.gathers:
+        lists = plan.key_lists()
+    if backward or not plan.gathers:
+        tiles = _tiles(plan)
+    return (
+        plan.evict_BGT,
+        plan.references(delta),
+        *((lists.keys_BGQL, lists.full_BGQ, lists.count_BGQ) if lists else (None,) * 3),
+        plan.order_BGT if backward else None,
+        *((tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN) if tiles else (None,) * 4),
+    )
 
 
 BACKENDS = [

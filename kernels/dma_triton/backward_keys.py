@@ -17,13 +17,14 @@ def _add_queries(
     ddelta,
     k,
     v,
-    bias,
+    delta,
     key,
     evicted,
     q,
     dout,
     lse_log2,
     row_sums,
+    references,
     first,
     full_first,
     full_last,
@@ -46,6 +47,7 @@ def _add_queries(
             # Rows past the end have lse = inf: whatever is read for them, their probabilities are 0.
             real = tl.minimum(rows, query_len - 1)
             q_MD = load_rows(q, real, q_t, real, False, HEAD_DIM, BLOCK_D)
+            bias = (delta - tl.load(references + at // LIST_BLOCK)) * LOG2E
             score = tl.dot(k, tl.trans(q_MD), input_precision="ieee") * scale_log2 + bias[:, None]
             if part != 1:
                 position = rows + offset
@@ -61,13 +63,14 @@ def _add_queries(
     return dk, dv, ddelta
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("kv_heads", "groups", "query_len"))
 def backward_keys_kernel(
     q,
     k,
     v,
     delta,
     evict,
+    references,
     order,
     first,
     last,
@@ -124,7 +127,8 @@ def backward_keys_kernel(
     listed = entries < key_len
     key = tl.load(order + head * key_len + entries, mask=listed, other=0)
     evicted = tl.load(evict + head * key_len + key, mask=listed, other=0)
-    bias = tl.load(delta + head * key_len + key, mask=listed, other=0.0) * LOG2E
+    delta_N = tl.load(delta + head * key_len + key, mask=listed, other=0.0)
+    references += head * tl.cdiv(query_len, LIST_BLOCK)
     # Rows of keys that nobody attends to may hold anything, and 0 * NaN is NaN.
     attended = evicted > key
     k_ND = load_rows(k + b * k_b + g * k_g, key, k_t, attended, True, HEAD_DIM, BLOCK_D)
@@ -138,8 +142,8 @@ def backward_keys_kernel(
         q_head, do_head = q + b * q_b + h * q_h, dout + b * do_b + h * do_h
         in_all = (b * kv_heads * groups + h) * (tl.cdiv(query_len, LIST_BLOCK) * LIST_BLOCK)
         dk_ND, dv_ND, ddelta_N = _add_queries(
-            dk_ND, dv_ND, ddelta_N, k_ND, v_ND, bias, key, evicted, q_head, do_head, lse_log2 + in_all,
-            row_sums + in_all, row_first, row_full_first, row_full_last, row_last, q_t, do_t, query_len,
+            dk_ND, dv_ND, ddelta_N, k_ND, v_ND, delta_N, key, evicted, q_head, do_head, lse_log2 + in_all,
+            row_sums + in_all, references, row_first, row_full_first, row_full_last, row_last, q_t, do_t, query_len,
             key_len - query_len, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_M,
         )  # fmt: skip
 

@@ -30,6 +30,7 @@ def _add_keys(
     v,
     delta,
     evict,
+    reference,
     keys,
     position,
     begin,
@@ -48,7 +49,7 @@ def _add_keys(
     for MASKED in tl.static_range(2):
         for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
             entry = at + tl.arange(0, BLOCK_N)
-            key, there, evicted, bias = load_keys(keys, evict, delta, entry, stop, key_len, GATHERS, MASKED)
+            key, there, evicted, bias = load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS, MASKED)
             k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
             v_ND = load_rows(v, key, v_t, there, MASKED, HEAD_DIM, BLOCK_D)
             score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
@@ -62,13 +63,14 @@ def _add_keys(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("kv_heads", "groups", "query_len"))
 def backward_queries_kernel(
     q,
     k,
     v,
     delta,
     evict,
+    references,
     keys,
     full,
     count,
@@ -77,7 +79,7 @@ def backward_queries_kernel(
     full_first,
     full_last,
     out,
-    lse,
+    relative_lse,
     dout,
     dq,
     row_sums,
@@ -123,9 +125,9 @@ def backward_queries_kernel(
     o_MD = load_rows(out + b * o_b + h * o_h, rows, o_t, there, True, HEAD_DIM, BLOCK_D)
     row_sum = tl.sum(do_MD.to(tl.float32) * o_MD.to(tl.float32), 1)
     query_head = b * kv_heads * groups + h
-    natural = tl.load(lse + query_head * query_len + rows, mask=there, other=float("-inf"))
+    relative = tl.load(relative_lse + query_head * query_len + rows, mask=there, other=float("-inf"))
     # Where no key is live, and in rows past the end, every probability is 0: exp2(score - inf).
-    lse_log2 = tl.where(natural == float("-inf"), float("inf"), natural * LOG2E)
+    lse_log2 = tl.where(relative == float("-inf"), float("inf"), relative * LOG2E)
     padded = query_head * (tl.cdiv(query_len, LIST_BLOCK) * LIST_BLOCK) + rows
     tl.store(row_sums + padded, row_sum)
     tl.store(lses_log2 + padded, lse_log2)
@@ -135,16 +137,17 @@ def backward_queries_kernel(
     k += b * k_b + g * k_g
     v += b * v_b + g * v_g
     block = row // LIST_BLOCK
+    listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
+    reference = tl.load(references + listed)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     if GATHERS:
-        listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
         keys += listed * list_width
         stop = tl.load(count + listed)
         middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
         acc = _add_keys(
-            acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, keys, position, 0, middle, stop, k_t, v_t, key_len,
-            scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, reference, keys, position, 0, middle, stop, k_t,
+            v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     else:
         tiles = tl.cdiv(key_len, TILE)
@@ -158,8 +161,8 @@ def backward_queries_kernel(
         while tile < end:
             begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
             acc = _add_keys(
-                acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, keys, position, begin * TILE, middle * TILE,
-                stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+                acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, reference, keys, position, begin * TILE,
+                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             tile = stop
 

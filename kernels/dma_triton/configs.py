@@ -1,4 +1,4 @@
-"""Block sizes by head dimension and dtype. All that tuning changes is in this file.
+"""Block sizes by head dimension, dtype and shared memory. All that tuning changes is in this file.
 
 They were chosen so that no inner loop spills registers on sm_90 (triton 3.6 and 3.9, compiled without a GPU);
 tests/kernels/test_dma_triton_compile.py compiles them and reads what they take.
@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-
-LARGE = 160 << 10
-"""Bytes of shared memory a block may take on the devices that the larger configurations are for."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +35,30 @@ class Configs:
     """The gradients of keys, values and delta."""
 
 
-# fp16 and bf16, by head dimension rounded up to a power of two.
+HOPPER, AMPERE, CONSUMER = 227 << 10, 163 << 10, 99 << 10
+"""Bytes of shared memory that a block may take: H100 and B200, A100, and cards without HBM."""
+
+# By head dimension, rounded up to a power of two.
 _HALF = {
-    16: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
-    32: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
-    64: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
-    128: Configs(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
-    256: Configs(Config(128, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 64, 8, 2)),
+    16: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 2)),
+    32: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 2)),
+    64: Configs(Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 2)),
+    128: Configs(Config(128, 64, 8, 3), Config(128, 64, 8, 2), Config(32, 64, 4, 2)),
+    256: Configs(Config(128, 32, 8, 2), Config(128, 32, 8, 2), Config(32, 64, 8, 2)),
 }
-_HALF_SMALL = {
+_HALF_AMPERE = _HALF | {256: Configs(Config(128, 32, 8, 2), Config(64, 32, 4, 2), Config(32, 64, 8, 2))}
+_HALF_CONSUMER = _HALF | {
     128: Configs(Config(128, 32, 8, 2), Config(64, 32, 4, 2), Config(32, 64, 4, 2)),
-    256: Configs(Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)),
+    256: Configs(Config(64, 32, 4, 1), Config(32, 32, 4, 1), Config(16, 32, 4, 1)),
 }
-# fp32 without tensor cores: small blocks, for registers and shared memory.
+# fp32 does not use tensor cores. Each product is unrolled for a thread's share of the block, so that larger blocks than
+# these spill by the thousand and take minutes to compile. The same on every device.
 _FLOAT = {
-    16: Configs(Config(64, 32, 4, 2), Config(64, 32, 4, 2), Config(32, 64, 4, 2)),
-    32: Configs(Config(64, 32, 4, 2), Config(64, 32, 4, 2), Config(32, 64, 4, 2)),
-    64: Configs(Config(64, 32, 4, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
-    128: Configs(Config(32, 32, 4, 1), Config(32, 32, 4, 1), Config(32, 32, 4, 1)),
-    256: Configs(Config(32, 16, 4, 1), Config(16, 16, 4, 1), Config(16, 16, 4, 1)),
+    16: Configs(Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+    32: Configs(Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+    64: Configs(Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+    128: Configs(Config(32, 32, 8, 1), Config(16, 32, 8, 1), Config(32, 16, 8, 1)),
+    256: Configs(Config(16, 16, 8, 1), Config(16, 16, 8, 1), Config(16, 16, 8, 1)),
 }
 
 
@@ -68,12 +70,15 @@ def block_d(head_dim: int) -> int:
 def choose(head_dim: int, dtype: torch.dtype, shared_memory: int) -> Configs:
     """The configurations for a device where a block may take `shared_memory` bytes."""
     if dtype.itemsize == 4:
-        return _FLOAT[block_d(head_dim)]
-    small = {} if shared_memory >= LARGE else _HALF_SMALL
-    return small.get(block_d(head_dim), _HALF[block_d(head_dim)])
+        table = _FLOAT
+    elif shared_memory >= HOPPER:
+        table = _HALF
+    else:
+        table = _HALF_AMPERE if shared_memory >= AMPERE else _HALF_CONSUMER
+    return table[block_d(head_dim)]
 
 
 @cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory a block may take; on a CPU, where kernels are interpreted, there is no limit."""
-    return LARGE if device.type == "cpu" else torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return HOPPER if device.type == "cpu" else torch.cuda.get_device_properties(device).shared_memory_per_block_optin

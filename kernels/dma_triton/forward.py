@@ -1,6 +1,8 @@
 """The forward kernel: flash attention of a block of queries to the keys of its list, or to the tiles of keys in order.
 
-Scores are kept in units of log 2, where the exponential is one instruction.
+Scores are kept in units of log 2, where the exponential is one instruction, and relative to a delta that the block
+attends to (Plan.references): deltas may be in the millions, where float32 numbers are 0.25 apart. The backward reads
+lse so too.
 """
 
 import triton
@@ -28,6 +30,7 @@ def _add_keys(
     v,
     delta,
     evict,
+    reference,
     keys,
     position,
     begin,
@@ -46,7 +49,7 @@ def _add_keys(
     for MASKED in tl.static_range(2):
         for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
             entry = at + tl.arange(0, BLOCK_N)
-            key, there, evicted, bias = load_keys(keys, evict, delta, entry, stop, key_len, GATHERS, MASKED)
+            key, there, evicted, bias = load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS, MASKED)
             k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
             score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
             if MASKED:
@@ -65,13 +68,14 @@ def _add_keys(
     return acc, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("kv_heads", "groups", "query_len"))
 def forward_kernel(
     q,
     k,
     v,
     delta,
     evict,
+    references,
     keys,
     full,
     count,
@@ -81,6 +85,7 @@ def forward_kernel(
     full_last,
     out,
     lse,
+    relative_lse,
     q_b,
     q_h,
     q_t,
@@ -117,18 +122,19 @@ def forward_kernel(
     k += b * k_b + g * k_g
     v += b * v_b + g * v_g
     block = row // LIST_BLOCK
+    listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
+    reference = tl.load(references + listed)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
 
     if GATHERS:
-        listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
         keys += listed * list_width
         stop = tl.load(count + listed)
         middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
         acc, top, total = _add_keys(
-            acc, top, total, q_MD, k, v, delta, evict, keys, position, 0, middle, stop, k_t, v_t, key_len, scale_log2,
-            GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, 0, middle, stop, k_t, v_t, key_len,
+            scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     else:
         tiles = tl.cdiv(key_len, TILE)
@@ -142,13 +148,15 @@ def forward_kernel(
         while tile < end:
             begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
             acc, top, total = _add_keys(
-                acc, top, total, q_MD, k, v, delta, evict, keys, position, begin * TILE, middle * TILE,
-                stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+                acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, begin * TILE,
+                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             tile = stop
 
     empty = total == 0.0
     o_MD = acc / tl.where(empty, 1.0, total)[:, None]
     store_rows(out + b * o_b + h * o_h, rows, o_t, there, o_MD, HEAD_DIM, BLOCK_D)
-    natural = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
-    tl.store(lse + (b * kv_heads * groups + h) * query_len + rows, natural, mask=there)
+    relative = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    row_in_all = (b * kv_heads * groups + h) * query_len + rows
+    tl.store(relative_lse + row_in_all, relative, mask=there)
+    tl.store(lse + row_in_all, relative + reference, mask=there)

@@ -3,7 +3,7 @@
 `torch.ops.dmabench.dma_triton_forward` and `_backward` take plain tensors. The plan's lists are per key/value head:
 keys, full, count where keys are gathered (see key_lists.py); first, last, full_first, full_last are the ranges of the
 plan's tiles of 64 keys, and order the keys' order (see plan.py). The backward needs order and tiles always, the forward
-only where it does not gather.
+the tiles where it does not gather. Scores are computed relative to `references` (see Plan.references).
 """
 
 import torch
@@ -47,6 +47,7 @@ def _forward(
     v: Tensor,
     delta: Tensor,
     evict: Tensor,
+    references: Tensor,
     keys: Tensor | None,
     full: Tensor | None,
     count: Tensor | None,
@@ -56,23 +57,24 @@ def _forward(
     full_first: Tensor | None,
     full_last: Tensor | None,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """out in q's dtype and layout, lse float32 [B, H, Tq]. `order` is for the backward."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out in q's dtype and layout; lse, and lse relative to `references`, float32 [B, H, Tq]."""
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
-    out, lse = _empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    out, lse, relative_lse = _empty_forward(q)
     config = _configs(q).forward
     with torch.cuda.device_of(q):
         forward_kernel[_query_grid(q, config.block_m)](
-            q, k, v, delta.contiguous(), evict, keys, full, count, first, last, full_first, full_last, out, lse,
-            *_strides(q, k, v, out), k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2],
-            0 if keys is None else keys.shape[3], scale * LOG2E, GATHERS=keys is not None, HEAD_DIM=q.shape[3],
-            BLOCK_D=block_d(q.shape[3]), **config.options(),
+            q, k, v, delta.contiguous(), evict, references, keys, full, count, first, last, full_first, full_last,
+            out, lse, relative_lse, *_strides(q, k, v, out), k.shape[1], q.shape[1] // k.shape[1], q.shape[2],
+            k.shape[2], 0 if keys is None else keys.shape[3], scale * LOG2E, GATHERS=keys is not None,
+            HEAD_DIM=q.shape[3], BLOCK_D=block_d(q.shape[3]), **config.options(),
         )  # fmt: skip
-    return out, lse
+    return out, lse, relative_lse
 
 
-def _empty_forward(q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, scale):
-    return _empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+def _empty_forward(q: Tensor, *_) -> tuple[Tensor, Tensor, Tensor]:
+    lse, relative_lse = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
+    return _empty_like(q), lse, relative_lse
 
 
 def _backward(
@@ -82,6 +84,7 @@ def _backward(
     v: Tensor,
     delta: Tensor,
     evict: Tensor,
+    references: Tensor,
     keys: Tensor | None,
     full: Tensor | None,
     count: Tensor | None,
@@ -91,7 +94,7 @@ def _backward(
     full_first: Tensor,
     full_last: Tensor,
     out: Tensor,
-    lse: Tensor,
+    relative_lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the dtype and layout of q, k, v, and ddelta float32 [B, G, Tk]."""
@@ -105,32 +108,32 @@ def _backward(
     queries, by_key = _configs(q).queries, _configs(q).keys
     with torch.cuda.device_of(q):
         backward_queries_kernel[_query_grid(q, queries.block_m)](
-            q, k, v, delta, evict, keys, full, count, first, last, full_first, full_last, out, lse, dout, dq, row_sums,
-            lses_log2, *_strides(q, k, v, out, dout, dq), G, H // G, Tq, Tk, 0 if keys is None else keys.shape[3],
-            scale, scale * LOG2E, GATHERS=keys is not None, HEAD_DIM=D, BLOCK_D=block_d(D), **queries.options(),
+            q, k, v, delta, evict, references, keys, full, count, first, last, full_first, full_last, out, relative_lse,
+            dout, dq, row_sums, lses_log2, *_strides(q, k, v, out, dout, dq), G, H // G, Tq, Tk,
+            0 if keys is None else keys.shape[3], scale, scale * LOG2E,
+            GATHERS=keys is not None, HEAD_DIM=D, BLOCK_D=block_d(D), **queries.options(),
         )  # fmt: skip
         backward_keys_kernel[(B * G * -(-Tk // by_key.block_n),)](
-            q, k, v, delta, evict, order, first, last, full_first, full_last, lses_log2, row_sums, dout, dk, dv, ddelta,
-            *_strides(q, k, v, dout, dk, dv), G, H // G, Tq, Tk, scale, scale * LOG2E, HEAD_DIM=D,
+            q, k, v, delta, evict, references, order, first, last, full_first, full_last, lses_log2, row_sums, dout,
+            dk, dv, ddelta, *_strides(q, k, v, dout, dk, dv), G, H // G, Tq, Tk, scale, scale * LOG2E, HEAD_DIM=D,
             BLOCK_D=block_d(D), **by_key.options(),
         )  # fmt: skip
     return dq, dk, dv, ddelta
 
 
-def _empty_backward(
-    dout, q, k, v, delta, evict, keys, full, count, order, first, last, full_first, full_last, out, lse, scale
-):
+def _empty_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, delta: Tensor, *_) -> tuple[Tensor, ...]:
     return _empty_like(q), _empty_like(k), _empty_like(v), torch.empty_like(delta).contiguous()
 
 
 def _setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
+    out, _, relative_lse = output
+    ctx.save_for_backward(*tensors, out, relative_lse)
 
 
-def _differentiate(ctx, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = backward(dout, *ctx.saved_tensors, ctx.scale)
-    return *grads, *(None,) * 10
+    return *grads, *(None,) * 11
 
 
 forward = operator("dma_triton_forward", _forward, _empty_forward, setup=_setup_context, gradients=_differentiate)

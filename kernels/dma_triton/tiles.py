@@ -59,8 +59,9 @@ def store_rows(base, row, stride, there, value, HEAD_DIM: tl.constexpr, BLOCK_D:
 
 
 @triton.jit
-def load_keys(keys, evict, delta, entry, stop, key_len, GATHERS: tl.constexpr, MASKED: tl.constexpr):
-    """Positions of the keys at `entry`, whether their rows may be read, when they are evicted, delta in units of log 2.
+def load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS: tl.constexpr, MASKED: tl.constexpr):
+    """Positions of the keys at `entry`, whether their rows may be read, when they are evicted, and what is added to
+    their scores: delta relative to `reference`, in units of log 2.
 
     With GATHERS the entries are those of a list that ends at `stop`; without, they are the positions. What is not there
     is evicted at 0: no query attends to it. MASKED is False only where all entries are live.
@@ -76,7 +77,7 @@ def load_keys(keys, evict, delta, entry, stop, key_len, GATHERS: tl.constexpr, M
         key = tl.load(keys + entry) if GATHERS else entry
         bias = tl.load(delta + key)
         evicted, there = key, key >= 0  # not read
-    return key, there, evicted, bias * LOG2E
+    return key, there, evicted, (bias - reference) * LOG2E
 
 
 @triton.jit
