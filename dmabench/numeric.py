@@ -64,7 +64,8 @@ def budgets(
     head_dim: int,
     summed: Tensor | None = None,
 ) -> dict[str, float]:
-    """2 e(low) + 8 eps for each name, `low` being what a plain computation in the row's dtype gives.
+    """2 e(low) + 8 eps for each name, `low` being what a plain computation in the row's dtype gives; 4 sqrt(eps) at most,
+    beyond which it is the plain computation that is wrong.
 
     The largest error over all rows comes from a few early ones, where dp - delta cancels, and is luck: in bf16 at
     T = 2048, e(low) of ddelta was 0.003 for one seed and 0.014 for the next. Hence the second term.
