@@ -78,8 +78,8 @@ class Slots:
         wanted = ((B, G, w, D), k.dtype, k.device, delta.dtype)
         there = self._allocated and (self.k_BGWD.shape, self.k_BGWD.dtype, self.k_BGWD.device, self.delta_BGW.dtype)
         if there != wanted:
-            integers = {"dtype": torch.int32, "device": k.device}
             k_BGWD, v_BGWD = k.new_zeros(B, G, w, D), k.new_zeros(B, G, w, D)
-            position, count, seen = (torch.zeros(shape, **integers) for shape in ((B, G, w), (B, G), (B, G)))
+            position = k.new_zeros(B, G, w, dtype=torch.int32)
+            count, seen = (k.new_zeros(B, G, dtype=torch.int32) for _ in range(2))
             self._set(k_BGWD, v_BGWD, delta.new_zeros(B, G, w), position, count, seen)
         self.reset()

@@ -241,9 +241,10 @@ def takes(q: Tensor, delta: Tensor) -> bool:
 
 
 def splits(heads: int, window: int, block_n: int, multiprocessors: int) -> int:
-    """Among how many programs the slots of each of `heads` key/value heads (batch included) are split."""
-    wanted = -(-PROGRAMS_PER_SM * multiprocessors // heads)
-    return max(1, min(wanted, -(-window // block_n), MAX_SPLITS))
+    """Among how many programs the slots of each of `heads` key/value heads (batch included) are split, evenly."""
+    blocks = -(-window // block_n)
+    wanted = min(-(-PROGRAMS_PER_SM * multiprocessors // heads), MAX_SPLITS)
+    return -(-blocks // -(-blocks // wanted))
 
 
 @cache

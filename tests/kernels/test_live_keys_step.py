@@ -14,7 +14,7 @@ import pytest
 import torch
 import triton
 
-from dmabench.kernels import LiveKeys, decode_step, dynamic_mask_attention
+from dmabench.kernels import LiveKeys, decode_step, dynamic_mask_attention, make_plan
 from dmabench.kernels.live_keys import operations, step
 
 COMPARE = """
@@ -133,6 +133,8 @@ def test_attention_without_a_new_key_compiles():
 def test_splits_fill_a_card_and_no_more():
     assert step.splits(heads=8, window=1024, block_n=64, multiprocessors=132) == 16  # one block of keys each
     assert step.splits(heads=512, window=1024, block_n=64, multiprocessors=132) == 1
+    # 16 blocks among 7 programs would be 3 each for 5 of them and 1 for another: 6 do it as soon.
+    assert step.splits(heads=64, window=1024, block_n=64, multiprocessors=132) == 6
     assert step.splits(heads=1, window=1 << 20, block_n=64, multiprocessors=132) == step.MAX_SPLITS
     assert step.splits(heads=8, window=3, block_n=64, multiprocessors=132) == 1
 
@@ -191,6 +193,25 @@ def test_steps_on_a_card_equal_tensor_operations(close, B, H, G, D, window, dtyp
         exact = operations.attend(q.double(), *(x.double() for x in copies[:3]), copies[4], D**-0.5)
         close(out, exact)
         close(cache.attend(q), exact, what="attend")
+
+
+@pytest.mark.gpu
+def test_a_prompt_on_a_card_keeps_what_it_keeps_elsewhere():
+    values = torch.tensor([0.0, -0.0, 1.0, -1.0, math.nan, -math.inf])
+    delta = values[torch.randint(6, (2, 3, 500), generator=torch.Generator().manual_seed(0))]
+    key_mask = torch.arange(500) >= torch.tensor([[0], [123]])
+    keys = torch.zeros(2, 3, 500, 16)
+    for window in (1, 40, 200, 499, 500, 900):
+        for mask in (None, key_mask):
+            plan = make_plan(delta.cuda(), window, key_mask=None if mask is None else mask.cuda())
+            here, there, by_plan = LiveKeys(window), LiveKeys(window), LiveKeys(window)
+            here.prefill(keys, keys, delta, mask)
+            there.prefill(keys.cuda(), keys.cuda(), delta.cuda(), None if mask is None else mask.cuda())
+            by_plan.prefill(keys.cuda(), keys.cuda(), delta.cuda(), plan=plan)
+            for cache in (there, by_plan):
+                assert torch.equal(cache.count_BG.cpu(), here.count_BG)
+                held = torch.arange(window) < here.count_BG[..., None]
+                assert torch.equal(cache.position_BGW.cpu()[held], here.position_BGW[held])
 
 
 @pytest.mark.gpu
