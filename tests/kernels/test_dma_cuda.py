@@ -136,16 +136,16 @@ def test_operators_are_sound(gathers, on_cpu, inputs, monkeypatch):
     q, k, v, delta = leaves = inputs(T=130, H=2, D=64, dtype=FP16, grad=True)
     plan = make_plan(delta.detach(), 20)
     monkeypatch.setattr(type(plan), "gathers", gathers)
-    visits, tiles = dma_cuda._visits(plan), dma_cuda._tiles(plan, 2)
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    visits, tiles, origins = dma_cuda._visits(plan), dma_cuda._tiles(plan, 2), plan.references(delta)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(
-        torch.ops.dmabench.dma_cuda_forward, (*leaves, plan.evict_BGT, visits, tiles, 0.1), test_utils=checks
+        torch.ops.dmabench.dma_cuda_forward, (*leaves, plan.evict_BGT, origins, visits, tiles, 0.1), test_utils=checks
     )
-    out, lse = ops.forward(q, k, v, delta, plan.evict_BGT, visits, tiles, 0.1)
-    saved = [x.detach() for x in (*leaves, plan.evict_BGT, out, lse)]
+    out, _, lse = ops.forward(q, k, v, delta, plan.evict_BGT, origins, visits, tiles, 0.1)
+    saved = [x.detach() for x in (*leaves, plan.evict_BGT, origins, out, lse)]
     torch.library.opcheck(
         torch.ops.dmabench.dma_cuda_backward,
-        (*saved[:5], visits, tiles, *saved[5:], saved[5], 0.1),
+        (*saved[:6], visits, tiles, *saved[6:], saved[6], 0.1),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -167,7 +167,8 @@ def test_compiles_whole(on_cpu, inputs, grads):
 def test_shapes_without_a_device(inputs):
     """What torch.compile asks: shapes, types and strides, from no data."""
     q, k, v, delta = (x.to("meta") for x in inputs(B=2, H=4, G=2, T=300, D=64, dtype=BF16))
-    out, lse = torch.ops.dmabench.dma_cuda_forward(q, k, v, delta, delta.int(), [delta.int()] * 3, [], 0.1)
+    origins = delta[..., :3]
+    out, lse, _ = torch.ops.dmabench.dma_cuda_forward(q, k, v, delta, delta.int(), origins, [delta.int()] * 3, [], 0.1)
     assert out.shape == q.shape and out.dtype == BF16 and out.is_contiguous()
     assert lse.shape == q.shape[:3] and lse.dtype == torch.float32
 

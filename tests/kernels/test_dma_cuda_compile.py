@@ -28,6 +28,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DMABENCH_CACHE", str(tmp_path))
 
 
+DTYPES = (("bf16", torch.bfloat16, ("sm_80", "sm_90")), ("fp16", torch.float16, ("sm_90",)))
 VARIANTS = [
     pytest.param(source, head_dim, dtype, gathers, arch, id=f"{source}-{head_dim}-{name}-{order}-{arch}")
     for source in SOURCES
