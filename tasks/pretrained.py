@@ -78,7 +78,7 @@ class DmabenchPreTrainedModel(PreTrainedModel):
     def require_finite_importance(self) -> None:
         """ValueError if a dma layer's last forward met a NaN or infinite importance (one synchronisation a layer)."""
         for name, module in self.named_modules():
-            if isinstance(module, DynamicMaskAttention) and module.finite is not None and not bool(module.finite):
+            if isinstance(module, DynamicMaskAttention) and module.finite is not None and not bool(module.finite.all()):
                 raise ValueError(
                     f"importance in {name} has NaN or infinite values: the gate A or the values grew too large "
                     "(dma_parametrisation='linear' does not overflow), or training diverged"

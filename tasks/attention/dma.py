@@ -22,7 +22,8 @@ class DynamicMaskAttention(GroupedAttention):
         self.W_dt = nn.Parameter(torch.empty(G * D, G))
         self.A = nn.Parameter(torch.empty(G))
         self.finite: Tensor | None = None
-        """bool on the device: in the last call every key's importance was finite. Read it at logging steps."""
+        """bool on the device, of any shape: all hold if every key's importance was finite in the last call that was not
+        decoding. `require_finite_importance` of the model reads it."""
 
     def new_state(self, full: bool) -> State:
         return Growing() if full else LiveKeys(self.config.window)
@@ -34,10 +35,10 @@ class DynamicMaskAttention(GroupedAttention):
     @torch.compiler.disable  # making a plan is host code that torch.compile would trace to no gain
     def first(self, q: Tensor, k: Tensor, v: Tensor, step: Step, x: Tensor) -> Tensor:
         window = self.config.window
-        with torch.autocast(v.device.type, enabled=False):  # autocast would compute importance in half precision
+        with torch.autocast(v.device.type, enabled=False):  # autocast would round what backends keep in float32
             delta = self.delta(v)
             plan = make_plan(delta, window)
-            self.finite = plan.finite
+            self.finite = plan.finite_parts
             out = dynamic_mask_attention(q, k, v, delta, window, plan=plan, backend=self.config.dma_backend)
             if step.padding is not None and step.state is not None:
                 k, v, delta = by_slot(step, k, v, delta)
