@@ -52,6 +52,7 @@ def _tiles(plan: Plan, groups: int) -> list[Tensor]:
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
     _visits(plan)
+    plan.references(delta)
     if problem.backward:
         _tiles(plan, problem.groups)
 
@@ -67,7 +68,7 @@ def executed_pairs(*, plan: Plan, problem: Problem) -> int:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     tiles = _tiles(plan, q.shape[1] // k.shape[1]) if wants_gradient(q, k, v, delta) else []
-    out, lse = ops.forward(q, k, v, delta, plan.evict_BGT, _visits(plan), tiles, scale)
+    out, lse, _ = ops.forward(q, k, v, delta, plan.evict_BGT, plan.references(delta), _visits(plan), tiles, scale)
     return out, lse.detach()
 
 

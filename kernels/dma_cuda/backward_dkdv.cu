@@ -9,7 +9,7 @@
 constexpr int KEYS = 64;
 constexpr int ROWS = 64;      // queries at a time
 constexpr int N = ROWS / 8;   // blocks of 8 queries
-constexpr int STAGE_BYTES = 2 * ROWS * ROW_BYTES + 2 * ROWS * 4;
+constexpr int STAGE_BYTES = 2 * ROWS * ROW_BYTES + 2 * ROWS * 4 + 16;
 
 // The queries of a step, twice, to fill one while the other is worked on.
 struct QueryBuffers {
@@ -19,12 +19,13 @@ struct QueryBuffers {
     __device__ __forceinline__ unsigned char* dout(int stage) const { return q(stage) + ROWS * ROW_BYTES; }
     __device__ __forceinline__ float* lse(int stage) const { return reinterpret_cast<float*>(q(stage) + 2 * ROWS * ROW_BYTES); }
     __device__ __forceinline__ float* rowsum(int stage) const { return lse(stage) + ROWS; }
+    __device__ __forceinline__ float* origin(int stage) const { return rowsum(stage) + ROWS; }
 };
 
 // The two keys of this lane: rows lane / 4 and lane / 4 + 8 of its warp's.
 struct MyKeys {
     int birth[2], evict[2];
-    float bias[2];  // delta in units of log 2
+    float delta[2];
 };
 
 struct Sums {
@@ -72,6 +73,8 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
     multiply(s, k, queries.q(stage), lane);
     uint32_t p[ROWS / 16][4], ds[ROWS / 16][4];
     multiply(dp, v, queries.dout(stage), lane);
+    const float origin = *queries.origin(stage);
+    const float bias[2] = {(keys.delta[0] - origin) * LOG2E, (keys.delta[1] - origin) * LOG2E};
 #pragma unroll
     for (int n = 0; n < N; ++n) {
         const int column = n * 8 + lane % 4 * 2;
@@ -83,7 +86,7 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const float subtracted = (i ? lse.y : lse.x) * LOG2E;
-                probability[i] = exp2_approx(fmaf(s[n][half * 2 + i], scale, keys.bias[half] - subtracted));
+                probability[i] = exp2_approx(fmaf(s[n][half * 2 + i], scale, bias[half] - subtracted));
                 gradient[i] = probability[i] * (dp[n][half * 2 + i] - (i ? rowsum.y : rowsum.x));
                 if (MASKED) {
                     const int query = first_position + column + i;
@@ -104,6 +107,7 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
 struct Queries {
     const void *q, *dout;
     const float *lse, *rowsum;  // [B, H, Tq]
+    const float* origins;       // [B, G, blocks of BLOCK_Q queries]: what scores and lse are relative to
     Strides q_strides, dout_strides;
 };
 
@@ -120,6 +124,10 @@ __device__ __forceinline__ void copy_queries(const QueryBuffers& to, int stage, 
         cp_async_4(target, (is_lse ? from.lse : from.rowsum) + at, true);
     } else {
         *target = is_lse ? infinity() : 0.0f;
+    }
+    if (threadIdx.x == 0) {
+        const long long bg = static_cast<long long>(b) * sizes.kv_heads + head / sizes.groups;
+        cp_async_4(to.origin(stage), from.origins + bg * sizes.query_blocks() + first_row / BLOCK_Q, true);
     }
 }
 
@@ -224,7 +232,7 @@ struct Parts {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout, const float* delta, const int* evict,
                   const int* order, const int* first, const int* last, const int* full_first, const int* full_last,
-                  const long long* ends, const float* lse, const float* rowsum, float4* parts, unsigned char* dk,
+                  const long long* ends, const float* origins, const float* lse, const float* rowsum, float4* parts, unsigned char* dk,
                   unsigned char* dv, float* ddelta, long long q_batch, long long q_head, int q_row, long long k_batch,
                   long long k_head, int k_row, long long v_batch, long long v_head, int v_row, long long dout_batch,
                   long long dout_head, int dout_row, int kv_heads, int groups, int query_len, int key_len, int heads,
@@ -238,7 +246,7 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
     const int tiles = (key_len + KEYS - 1) / KEYS;
     const Problem problem{{kv_heads, groups, query_len, key_len}, tiles, order, first, last, full_first, full_last, ends,
                           static_cast<long long>(heads) * tiles, evict, delta, dk, dv, ddelta, scale_log2};
-    const Queries from{q, dout, lse, rowsum, {q_batch, q_head, q_row}, {dout_batch, dout_head, dout_row}};
+    const Queries from{q, dout, lse, rowsum, origins, {q_batch, q_head, q_row}, {dout_batch, dout_head, dout_row}};
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
 
     for (long long number = problem.tile_of(problem.start(blockIdx.x)); number < problem.all_tiles; ++number) {
@@ -264,7 +272,7 @@ dma_backward_dkdv(const void* q, const void* k, const void* v, const void* dout,
             const int position = entry < tile.entries ? positions[entry] : 0;
             mine.birth[half] = position;
             mine.evict[half] = entry < tile.entries ? evict[tile.bg * key_len + position] : 0;
-            mine.bias[half] = entry < tile.entries ? delta[tile.bg * key_len + position] * LOG2E : 0.0f;
+            mine.delta[half] = entry < tile.entries ? delta[tile.bg * key_len + position] : 0.0f;
         }
 
         // A tile of dead keys alone counts as one step, and has none.

@@ -32,7 +32,8 @@ __device__ __forceinline__ void multiply(float products[M][N][4], const unsigned
 template <bool MASKED>
 __device__ __forceinline__ void step(float dq[M][D / 8][4], const unsigned char* q, const unsigned char* dout,
                                      const KeyBuffers<KEYS>& keys, int stage, int number, float scale,
-                                     const float lse[M][2], const float rowsum[M][2], int first_position, int lane) {
+                                     const float lse[M][2], const float rowsum[M][2], float origin, int first_position,
+                                     int lane) {
     float s[M][N][4] = {}, dp[M][N][4] = {};
     multiply(s, q, keys.k(stage), lane);
     multiply(dp, dout, keys.v(stage), lane);
@@ -42,7 +43,7 @@ __device__ __forceinline__ void step(float dq[M][D / 8][4], const unsigned char*
     for (int n = 0; n < N; ++n) {
         const int entry = n * 8 + lane % 4 * 2;
         const float2 delta = *reinterpret_cast<const float2*>(keys.delta(stage) + entry);
-        const float bias[2] = {delta.x * LOG2E, delta.y * LOG2E};
+        const float bias[2] = {(delta.x - origin) * LOG2E, (delta.y - origin) * LOG2E};
         int birth[2], end[2];
         if (MASKED) {
             const int2 births = positions_of(keys, number, entry);
@@ -111,7 +112,7 @@ __device__ __forceinline__ void sum_rows(float* here, float* rowsum, Rows dout, 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, const float* delta, const int* evict,
-                const int* p0, const int* p1, const int* p2, const int* p3, const void* out, const float* lse, float* rowsum,
+                const float* origins, const int* p0, const int* p1, const int* p2, const int* p3, const void* out, const float* relative_lse, float* rowsum,
                 unsigned char* dq, long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head,
                 int k_row, long long v_batch, long long v_head, int v_row, long long dout_batch, long long dout_head,
                 int dout_row, int kv_heads, int groups, int query_len, int key_len, int width, float scale_log2) {
@@ -132,7 +133,8 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *kept = {from, schedule, row0 + first_row, first_row};
+    if (threadIdx.x == 0) *kept = {from, schedule, row0 + first_row, first_row,
+                                       origins[bg * sizes.query_blocks() + mine.block]};
     const Rows dout_rows = Strides{dout_batch, dout_head, dout_row}.rows(dout, mine.b, mine.head);
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     copy_rows<BLOCK_Q>(dout_tile, dout_rows, first_row, query_len);
@@ -157,7 +159,7 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + m * 16 + lane / 4 + half * 8;
             // Rows past the end get probability 0; rows without a live key meet none below but masked ones.
-            my_lse[m][half] = first_row + row < query_len ? lse[row0 + first_row + row] * LOG2E : infinity();
+            my_lse[m][half] = first_row + row < query_len ? relative_lse[row0 + first_row + row] * LOG2E : infinity();
             my_rowsum[m][half] = rowsum_here[row];
         }
     }
@@ -176,9 +178,9 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         const unsigned char *const my_q = q_tile + warp_row * ROW_BYTES, *const my_dout = dout_tile + warp_row * ROW_BYTES;
         const int first_position = sizes.offset() + kept->first_row + warp_row;
         if (kept->schedule.needs_mask(current)) {
-            step<true>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
+            step<true>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, kept->origin, first_position, lane);
         } else {
-            step<false>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, first_position, lane);
+            step<false>(sums, my_q, my_dout, keys, stage, current, scale_log2, my_lse, my_rowsum, kept->origin, first_position, lane);
         }
         current = next;
         steps = kept->schedule.steps;

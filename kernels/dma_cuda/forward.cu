@@ -41,7 +41,7 @@ __device__ __forceinline__ void rescale(State& state, const float largest[M][2])
 
 template <bool MASKED>
 __device__ __forceinline__ void step(State& state, const unsigned char* q, const KeyBuffers<KEYS>& keys, int stage, int number,
-                                     float scale, int first_position, int lane) {
+                                     float scale, float origin, int first_position, int lane) {
     const Lane by_row = rows_first(lane), by_piece = pieces_first(lane);
     float s[M][N][4] = {};
 #pragma unroll
@@ -65,7 +65,7 @@ __device__ __forceinline__ void step(State& state, const unsigned char* q, const
     for (int n = 0; n < N; ++n) {
         const int entry = n * 8 + lane % 4 * 2;
         const float2 delta = *reinterpret_cast<const float2*>(keys.delta(stage) + entry);
-        const float bias[2] = {delta.x * LOG2E, delta.y * LOG2E};
+        const float bias[2] = {(delta.x - origin) * LOG2E, (delta.y - origin) * LOG2E};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -135,9 +135,9 @@ __device__ __forceinline__ void step(State& state, const unsigned char* q, const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-dma_forward(const void* q, const void* k, const void* v, const float* delta, const int* evict, const int* p0, const int* p1,
-            const int* p2, const int* p3, unsigned char* out, float* lse, long long q_batch, long long q_head, int q_row,
-            long long k_batch, long long k_head, int k_row, long long v_batch, long long v_head, int v_row,
+dma_forward(const void* q, const void* k, const void* v, const float* delta, const int* evict, const float* origins,
+            const int* p0, const int* p1, const int* p2, const int* p3, unsigned char* out, float* lse, float* relative_lse,
+            long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head, int k_row, long long v_batch, long long v_head, int v_row,
             int kv_heads, int groups, int query_len, int key_len, int width, float scale_log2) {
     DYNAMIC_SHARED(shared);
     unsigned char* const q_tile = shared;
@@ -154,7 +154,8 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
     const int last_position = sizes.offset() + min(first_row + BLOCK_Q, query_len) - 1;
     const Schedule<KEYS> schedule({p0, p1, p2, p3, width}, bg, sizes.query_blocks(), mine.block, last_position, key_len);
 
-    if (threadIdx.x == 0) *kept = {from, schedule, mine.first_row(sizes) + first_row, first_row};
+    if (threadIdx.x == 0) *kept = {from, schedule, mine.first_row(sizes) + first_row, first_row,
+                                       origins[bg * sizes.query_blocks() + mine.block]};
     copy_rows<BLOCK_Q>(q_tile, Strides{q_batch, q_head, q_row}.rows(q, mine.b, mine.head), first_row, query_len);
     int current = schedule.next(0);
 #if GATHERS
@@ -185,9 +186,9 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
         const unsigned char* const my_q = q_tile + warp_row * ROW_BYTES;
         const int first_position = sizes.offset() + kept->first_row + warp_row;
         if (kept->schedule.needs_mask(current)) {
-            step<true>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
+            step<true>(state, my_q, keys, stage, current, scale_log2, kept->origin, first_position, lane);
         } else {
-            step<false>(state, my_q, keys, stage, current, scale_log2, first_position, lane);
+            step<false>(state, my_q, keys, stage, current, scale_log2, kept->origin, first_position, lane);
         }
         current = next;
         steps = kept->schedule.steps;
@@ -205,7 +206,9 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
             factor[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = warp_row + m * 16 + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                lse[kept->first_of_all + row] = sum > 0.0f ? state.reference[m][half] * LN2 + logf(sum) : -infinity();
+                const float relative = sum > 0.0f ? state.reference[m][half] * LN2 + logf(sum) : -infinity();
+                relative_lse[kept->first_of_all + row] = relative;
+                lse[kept->first_of_all + row] = relative + kept->origin;
             }
         }
         store_rows(state.out[m], factor[0], factor[1], q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {

@@ -31,36 +31,46 @@ def shared_bytes(kernel: str, head_dim: int) -> int:
     if kernel == "backward_join":
         return 2 * TILE * row + TILE * 4
     if kernel == "backward_dkdv":
-        return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4) + TILE * 4 + _PART
+        return 2 * TILE * row + 2 * (2 * TILE * row + 2 * TILE * 4 + 16) + TILE * 4 + _PART
     keys = _KEYS[kernel]
     buffers = 4 * keys * row + 7 * keys * 4 + _KEPT
     return BLOCK_Q * row + buffers if kernel == "forward" else 2 * BLOCK_Q * row + buffers + BLOCK_Q * 4
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, delta: Tensor, evict: Tensor, visits: Sequence[Tensor], scale: float
-) -> tuple[Tensor, Tensor]:
-    """out, contiguous [B, H, Tq, D] in q's dtype, and lse [B, H, Tq] (float32, natural logarithm).
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    origins: Tensor,
+    visits: Sequence[Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, contiguous [B, H, Tq, D] in q's dtype, lse [B, H, Tq] (float32, natural logarithm), and the same relative to
+    the origins, which the backward takes.
 
     Args:
         q, k, v: [B, H, Tq, D] and [B, G, Tk, D], fp16 or bf16.
         delta, evict: float32 and int32 [B, G, Tk].
+        origins: Plan.references.
         visits: keys, full and count of KeyLists, or first, last, full_first and full_last of tiles of 64 keys in the
             order of their positions.
     """
     q, k, v = map(addressable, (q, k, v))
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out = q.new_empty(q.shape)
+    lse, relative_lse = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
     _launch(
         "forward",
         q,
         len(visits) == 3,
         _query_blocks(q),
-        (q, k, v, delta.contiguous(), evict, *visits, *_NOTHING[len(visits) :], out, lse),
+        (q, k, v, delta.contiguous(), evict, origins, *visits, *_NOTHING[len(visits) :], out, lse, relative_lse),
         (q, k, v),
         (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
-    return out, lse
+    return out, lse, relative_lse
 
 
 def backward(
@@ -69,10 +79,11 @@ def backward(
     v: Tensor,
     delta: Tensor,
     evict: Tensor,
+    origins: Tensor,
     visits: Sequence[Tensor],
     tiles: Sequence[Tensor],
     out: Tensor,
-    lse: Tensor,
+    relative_lse: Tensor,
     dout: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,27 +95,27 @@ def backward(
     q, k, v, dout = map(addressable, (q, k, v, dout))
     delta = delta.contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    ddelta, rowsum = delta.new_empty(delta.shape), lse.new_empty(lse.shape)
+    ddelta, rowsum = delta.new_empty(delta.shape), relative_lse.new_empty(relative_lse.shape)
     _launch(
         "backward_dq",
         q,
         len(visits) == 3,
         _query_blocks(q),
-        (q, k, v, dout, delta, evict, *visits, *_NOTHING[len(visits) :], out, lse, rowsum, dq),
+        (q, k, v, dout, delta, evict, origins, *visits, *_NOTHING[len(visits) :], out, relative_lse, rowsum, dq),
         (q, k, v, dout),
         (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
     order, *ranges, ends = tiles
     blocks = min(_blocks_at_once(q.device), ends.numel())
-    parts = lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _THREADS, 4))
+    parts = relative_lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _THREADS, 4))
     sizes = (*_sizes(q, k), numpy.int32(delta.shape[:2].numel()))
     _launch(
         "backward_dkdv",
         q,
         False,
         blocks,
-        (q, k, v, dout, delta, evict, order, *ranges, ends, lse, rowsum, parts, dk, dv, ddelta),
+        (q, k, v, dout, delta, evict, order, *ranges, ends, origins, relative_lse, rowsum, parts, dk, dv, ddelta),
         (q, k, v, dout),
         sizes,
         scale,

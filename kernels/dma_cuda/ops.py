@@ -13,17 +13,19 @@ def _forward(
     v: Tensor,
     delta: Tensor,
     evict: Tensor,
+    origins: Tensor,
     visits: list[Tensor],
     tiles: list[Tensor],
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """out and lse; see launch.forward. `tiles` is what launch.backward takes, or empty if there will be no backward."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See launch.forward. `tiles` is what launch.backward takes, or empty if there will be no backward."""
     with torch.cuda.device_of(q):
-        return launch.forward(q, k, v, delta, evict, visits, scale)
+        return launch.forward(q, k, v, delta, evict, origins, visits, scale)
 
 
-def _empty_forward(q, k, v, delta, evict, visits, tiles, scale):
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _empty_forward(q, k, v, delta, evict, origins, visits, tiles, scale):
+    lse, relative_lse = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
+    return q.new_empty(q.shape), lse, relative_lse
 
 
 def _backward(
@@ -32,33 +34,35 @@ def _backward(
     v: Tensor,
     delta: Tensor,
     evict: Tensor,
+    origins: Tensor,
     visits: list[Tensor],
     tiles: list[Tensor],
     out: Tensor,
-    lse: Tensor,
+    relative_lse: Tensor,
     dout: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, ddelta; see launch.backward."""
     with torch.cuda.device_of(q):
-        return launch.backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, scale)
+        return launch.backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale)
 
 
-def _empty_backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, scale):
+def _empty_backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
 
 
 def _setup(ctx, inputs, output) -> None:
-    q, k, v, delta, evict, visits, tiles, scale = inputs
-    ctx.save_for_backward(q, k, v, delta, evict, *output, *visits, *tiles)
+    q, k, v, delta, evict, origins, visits, tiles, scale = inputs
+    out, _, relative_lse = output
+    ctx.save_for_backward(q, k, v, delta, evict, origins, out, relative_lse, *visits, *tiles)
     ctx.visits, ctx.tiles, ctx.scale = len(visits), len(tiles), scale
 
 
-def _differentiate(ctx, dout, _):
-    q, k, v, delta, evict, out, lse, *lists = ctx.saved_tensors
+def _differentiate(ctx, dout, *_):
+    q, k, v, delta, evict, origins, out, relative_lse, *lists = ctx.saved_tensors
     visits, tiles = lists[: ctx.visits], lists[ctx.visits :]
-    gradients = backward(q, k, v, delta, evict, visits, tiles, out, lse, dout, ctx.scale)
-    return *gradients, None, [None] * ctx.visits, [None] * ctx.tiles, None
+    gradients = backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, ctx.scale)
+    return *gradients, None, None, [None] * ctx.visits, [None] * ctx.tiles, None
 
 
 forward = operator("dma_cuda_forward", _forward, _empty_forward, setup=_setup, gradients=_differentiate)

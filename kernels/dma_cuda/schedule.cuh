@@ -88,6 +88,7 @@ struct Kept {
     Schedule<KEYS> schedule;
     long long first_of_all;  // of the rows of [B, H, Tq]: the first one of the block
     int first_row;           // of its head
+    float origin;            // what the block's scores are relative to
 };
 
 #if GATHERS
