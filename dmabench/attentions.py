@@ -125,9 +125,9 @@ class Attention:
             k = torch.cat([latent_BTL @ up_k[h].mT, k_rope], -1)[:, None]
             v = (latent_BTL @ up_v[h].mT)[:, None]
             width = max(q.shape[-1], v.shape[-1])  # the reference takes equal dims: zeros change nothing
-            padded = [F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v)]
+            q, k, wide_v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
             birth, evict = (x.expand(k.shape[:3]) for x in lifetimes)
             zeros = k.new_zeros(k.shape[:3])
-            out = reference.attend(*padded, zeros, birth, evict, self.scale, rows, rounding)[0]
+            out = reference.attend(q, k, wide_v, zeros, birth, evict, self.scale, rows, rounding)[0]
             outputs.append(out[..., : v.shape[-1]])
         return torch.cat(outputs, 1)

@@ -5,6 +5,7 @@ nothing, so that a CUDA graph can hold it; all but LiveKeys write the same place
 repeated.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -42,7 +43,13 @@ def make_cache(stream: Stream) -> Cache:
     """
     attention = stream.attention
     backend, function = attention.backend, attention.function
-    kinds = {"dense": Growing, "swa": Ring, "mla": Latents, "nsa": Summaries, "dma": Live}
+    kinds: dict[str, Callable[[Stream], Cache]] = {
+        "dense": Growing,
+        "swa": Ring,
+        "mla": Latents,
+        "nsa": Summaries,
+        "dma": Live,
+    }
     if function == "dma" and backend.name != "live-keys":
         raise Unsupported(f"{backend.id} does not decode with a cache of live keys; dma/live-keys does")
     return kinds[function](stream)

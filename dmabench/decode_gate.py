@@ -63,9 +63,10 @@ class DecodeGate:
         key = (cell.function, cell.window, cell.delta)
         if key not in self._answers:
             low_dtype = None if inputs.dtype == torch.float32 else inputs.dtype
-            exact = decoding.define(torch.float64, self._attention(stream, rows, blocks, None))
-            low = decoding.define(inputs.dtype, self._attention(stream, rows, blocks, low_dtype))
-            self._answers[key] = ({"out": exact}, {"out": low})
+            self._answers[key] = (
+                {"out": decoding.define(torch.float64, self._attention(stream, rows, blocks, None))},
+                {"out": decoding.define(inputs.dtype, self._attention(stream, rows, blocks, low_dtype))},
+            )
         exact, low = self._answers[key]
         allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim)
         verdict = judge({"out": out[rows]}, exact, allowed, inputs.dtype, inputs.shape.head_dim)

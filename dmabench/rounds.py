@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,7 @@ class Samples:
 
 
 def interleave(
-    subjects: dict[str, Timed],
+    subjects: Mapping[str, Timed],
     clock: CpuClock | CudaClock,
     cap_s: float,
     seed: int,
