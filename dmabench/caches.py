@@ -203,27 +203,41 @@ class Live:
         return found.scatter_(-1, place.clamp(0, self.seen + 1), True)[..., :-1]
 
 
+def refill(stream: Stream) -> None:
+    """Write the past of a stream that is timed again, after probes have used its memory."""
+    for places, tensors in stream.inputs.once(_SHARED, dict).items():
+        if tuple(tensors) == stream.cached_names:
+            _fill(stream, dict(places), tensors)
+
+
+_SHARED = "memory of caches"
+
+
 def _filled(stream: Stream, places: dict[str, int]) -> Tensors:
     """Tensors with so many places for tokens, the past at its position modulo the number of places.
 
-    Those of a stream that is timed are shared by all backends that keep the same: they are the most of a card's memory.
+    All backends that keep the same share this memory, the most of a card's, and so do probes (see `refill`).
     """
-    if isinstance(stream, Probe):
-        return _fill(stream, places)
-    return stream.inputs.once(("filled", *places.items()), lambda: _fill(stream, places))
+    shared, key = stream.inputs.once(_SHARED, dict), tuple(places.items())
+    fresh = key not in shared
+    if fresh:
+        batch, dtype, device = stream.inputs.shape.batch, stream.inputs.dtype, stream.inputs.shape.device
+        shared[key] = {
+            name: torch.zeros(batch, *stream.size(name, count), dtype=dtype, device=device)
+            for name, count in places.items()
+        }
+    if fresh or isinstance(stream, Probe):
+        _fill(stream, places, shared[key])
+    return shared[key]
 
 
-def _fill(stream: Stream, places: dict[str, int]) -> Tensors:
-    shape, tensors = stream.inputs.shape, {}
-    for name, count in places.items():
-        size = stream.size(name, count)
-        tensors[name] = torch.zeros(shape.batch, *size, dtype=stream.inputs.dtype, device=shape.device)
+def _fill(stream: Stream, places: dict[str, int], tensors: Tensors) -> None:
+    shape = stream.inputs.shape
     for b in range(shape.batch):
         for name, x in stream.past(b).items():
             axis, count = TOKENS[name], places[name]
             position = torch.arange(max(0, shape.seqlen - count), shape.seqlen, device=x.device)
             tensors[name][b : b + 1].index_copy_(axis, position % count, x.index_select(axis, position))
-    return tensors
 
 
 def _bytes(x: Tensor) -> int:

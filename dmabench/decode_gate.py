@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from dmabench.attentions import Tensors
-from dmabench.caches import Live, Summaries
+from dmabench.caches import Live, Summaries, refill
 from dmabench.decoding import Decoding
 from dmabench.inputs import Inputs
 from dmabench.kernels.native_sparse.reference import select_blocks
 from dmabench.kernels.native_sparse.selection import as_mask
-from dmabench.level_gate import LEAST_MARGIN, ranked_scores
+from dmabench.level_gate import LEAST_MARGIN, ranked_scores, tolerance
 from dmabench.numeric import Verdict, budgets, fault, judge, poison
 from dmabench.streams import TOKENS, Probe, Stream
 
@@ -98,28 +98,28 @@ class DecodeGate:
         attention, shape = stream.attention, self.inputs.shape
         settings, keys = attention.settings, shape.key_len
         blocks = select_blocks(q, cache.compressed[0], keys, settings, attention.scale)
-        margin = max(torch.finfo(self.inputs.dtype).eps / 2, LEAST_MARGIN)
         last = torch.tensor([keys - 1], device=q.device)
         for b in self._rows():
-            k = torch.cat([stream.past(b)["k"], cache.k[b : b + 1, :, keys - 1 : keys]], 2).double()
-            scores = ranked_scores(q[b : b + 1].double(), k, settings, attention.scale, last)
+            k = torch.cat([stream.past(b)["k"], cache.k[b : b + 1, :, keys - 1 : keys]], 2)
+            scores, low = (ranked_scores(q[b : b + 1], x, settings, attention.scale, last) for x in (k.double(), k))
             chosen = as_mask(blocks[b : b + 1], scores.shape[-1])
             worst = scores.masked_fill(~chosen, torch.inf).amin(-1)
             left_out = scores.masked_fill(chosen, -torch.inf).amax(-1)
-            if bool((worst < (1 - margin) * left_out).any()):
+            if bool((worst + tolerance(scores, low) < (1 - LEAST_MARGIN) * left_out).any()):
                 return blocks, f"batch {b}: a block is chosen that scores less than one left out"
         return blocks, None
 
     def _miscounts(self, decoding: Decoding) -> str | None:
         """A sentence about the first probe whose counts are wrong."""
         stream = decoding.stream
-        number, hashes = 0, 1
-        while number < hashes:
-            probe = Probe(stream.attention, stream.inputs, number)
-            hashes, number = probe.hashes, number + 1
-            found = self._miscount(probe)
-            if found:
-                return f"{found} (probe {number} of {hashes})"
+        hashes = Probe(stream.attention, stream.inputs).hashes
+        try:
+            for number in range(hashes):
+                found = self._miscount(Probe(stream.attention, stream.inputs, number))
+                if found:
+                    return f"{found} (probe {number + 1} of {hashes})"
+        finally:
+            refill(stream)
         return None
 
     def _miscount(self, probe: Probe) -> str | None:

@@ -1,13 +1,13 @@
 """The gate of what the counting of keys (membership.py) does not fit: latent and native sparse attention, and layers.
 
-Output and every gradient are compared with the definition in float64 (numeric.py), and no output may move when later
-tokens change. Which keys are attended to is not counted: latent attention has the mask of dense attention, native
-sparse attention chooses by the query, so that queries of zeros (with which one counts) choose nothing in particular,
-and the kernels in layers are those that the kernel level counts.
+Output and every gradient are compared with the definition in float64 (numeric.py), and no output of latent or native
+sparse attention may move when later tokens change. Which keys are attended to is not counted: latent attention has the
+mask of dense attention, native sparse attention chooses by the query, so that queries of zeros (with which one counts)
+choose nothing in particular, and the kernels in layers are those that the kernel level counts.
 
 Native sparse attention chooses the blocks of highest score, and rounding decides where two scores are nearly equal:
 another choice, and no fault. So a query and group is compared where its choice is decisive: where the best block left
-out is behind the worst one chosen by more than rounding can move them.
+out is behind the worst one chosen by several times what rounding to the row's dtype was seen to move scores.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,8 @@ from dmabench.numeric import Verdict, budgets, fault, judge, poison
 
 LEAST_MARGIN = 1e-4
 """Relative distance of two scores that float32 tells apart for certain."""
+SAFETY = 4
+"""How many times the largest error of a query's scores two of them must differ by."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class LevelGate:
         self._expected: dict[tuple, Expected] = {}
 
     def check(self, level: Level, plan: Plan | None) -> Verdict:
-        """Numbers, and blindness to the future."""
+        """Numbers, and blindness to the future of what the kernel level does not count the keys of."""
         verdict = self.recheck(level, plan)
-        if verdict.wrong:
+        if verdict.wrong or level.attention.function not in ("mla", "nsa"):
             return verdict
         return Verdict(verdict.error, verdict.budget, self._sees_the_future(level, plan))
 
@@ -99,10 +101,9 @@ class LevelGate:
         keep = None
         if cell.function == "nsa":
             wide = {name: x.detach().double() for name, x in level.leaves.items()}
-            margin = max(torch.finfo(inputs.dtype).eps / 2, LEAST_MARGIN)
             with torch.no_grad():
-                q, k = level.queries_and_keys(wide, rows)
-            chosen = decisive(q, k, attention.settings, attention.scale, rows, margin)
+                exact_qk, rounded_qk = (level.queries_and_keys(leaves, rows) for leaves in (wide, level.leaves))
+                chosen = decisive(exact_qk, rounded_qk, attention.settings, attention.scale, rows)
             shape = inputs.shape
             keep = torch.zeros(shape.batch, shape.heads, shape.seqlen, 1, dtype=inputs.dtype, device=shape.device)
             keep[:, :, rows] = chosen.repeat_interleave(shape.heads // shape.kv_heads, 1)[..., None].to(keep.dtype)
@@ -146,31 +147,42 @@ class LevelGate:
 
 
 def decisive(
-    q: Tensor, k: Tensor, settings: Settings, scale: float, rows: Tensor, margin: float, at_once: int = 1024
+    exact: tuple[Tensor, Tensor],
+    rounded: tuple[Tensor, Tensor],
+    settings: Settings,
+    scale: float,
+    rows: Tensor,
+    at_once: int = 1024,
 ) -> Tensor:
-    """bool [B, G, R]: the best block that a query leaves out scores less than (1 - margin) times the worst it selects.
+    """bool [B, G, R]: rounding cannot change which blocks the query selects.
 
     Args:
-        q: [B, H, R, D] at positions `rows`; k: [B, G, T, D]; float64.
+        exact: q [B, H, R, D] at positions `rows` and k [B, G, T, D], float64; rounded: the same in the row's dtype.
         at_once: queries whose scores are held at a time.
     """
     parts = []
     for start in range(0, len(rows), at_once):
         part = slice(start, start + at_once)
-        ranked = ranked_scores(q[:, :, part], k, settings, scale, rows[part])
+        ranked, low = (ranked_scores(q[:, :, part], k, settings, scale, rows[part]) for q, k in (exact, rounded))
         if ranked.shape[-1] <= settings.select_count:
             parts.append(torch.ones_like(ranked[..., 0], dtype=torch.bool))
             continue
         best = ranked.topk(settings.select_count + 1, -1).values
         last, left_out = best[..., -2], best[..., -1]
-        parts.append(left_out.isneginf() | (left_out < (1 - margin) * last))
+        parts.append(left_out.isneginf() | (left_out + tolerance(ranked, low) < (1 - LEAST_MARGIN) * last))
     return torch.cat(parts, 2)
+
+
+def tolerance(ranked: Tensor, low: Tensor) -> Tensor:
+    """How far two of a query's scores must be apart to be told apart, from the error of all of them."""
+    return SAFETY * (low - ranked).abs().nan_to_num(0.0).amax(-1)  # infinite ones are the same in both
 
 
 def ranked_scores(q: Tensor, k: Tensor, settings: Settings, scale: float, rows: Tensor) -> Tensor:
     """[B, G, R, S], what nsa ranks its S blocks by: their scores, summed over the heads of a group; infinite for those
-    that are always selected, minus infinity for those that begin after the query. Arguments as for `decisive`."""
-    kc = compress(k, settings)
+    that are always selected, minus infinity for those that begin after the query. q [B, H, R, D], k [B, G, T, D]; in
+    float64 but for the rounding of q, k and the compressed keys to their dtype."""
+    q, kc = q.double(), compress(k, settings).double()
     i = rows[:, None]
     ends = settings.compress_block - 1 + settings.compress_stride * torch.arange(kc.shape[2], device=k.device)
     block = torch.arange(settings.selectable_len(k.shape[2]), device=k.device)

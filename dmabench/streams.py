@@ -28,7 +28,7 @@ class Stream:
     def past(self, b: int) -> Tensors:
         """Of row b, what is cached of each of the T tokens: [1, G, T, D] or [1, T, L]."""
         T = self.inputs.shape.seqlen
-        sizes = {name: self.size(name, T) for name in self._cached_names}
+        sizes = {name: self.size(name, T) for name in self.cached_names}
         return {name: self.inputs.normal(f"past {name} {b}", 1, *size) for name, size in sizes.items()}
 
     @cached_property
@@ -36,7 +36,7 @@ class Stream:
         """What the attention is called with for the new token, all rows: for dma without delta."""
         function, problem = self.attention.function, self.attention.problem
         B, H, D = problem.batch, problem.heads, problem.head_dim
-        drawn = {name: self.inputs.normal(f"new {name}", B, *self.size(name, 1)) for name in self._cached_names}
+        drawn = {name: self.inputs.normal(f"new {name}", B, *self.size(name, 1)) for name in self.cached_names}
         if function == "mla":
             examples = self.inputs.examples("mla", replace(problem, key_len=1))
             return {name: drawn.get(name, examples[name]) for name in LATENT}
@@ -55,7 +55,8 @@ class Stream:
         return self.inputs.delta(cell.delta, cell.window)
 
     @property
-    def _cached_names(self) -> tuple[str, str]:
+    def cached_names(self) -> tuple[str, str]:
+        """What is kept of each token."""
         return ("latent", "k_rope") if self.attention.function == "mla" else ("k", "v")
 
     def size(self, name: str, tokens: int) -> tuple[int, ...]:

@@ -74,6 +74,19 @@ def test_only_what_a_function_depends_on_multiplies_its_cells():
     assert all(cell.delta is None for cell in found if cell.function == "swa")
 
 
+def test_windows_are_those_that_a_function_has():
+    """Native sparse attention has its paper's settings besides; latent attention has none; the rest as many as given."""
+    known = ["dma/x", "swa/x", "mla/x", "nsa/x"]
+    found = make_cells({**SETTINGS, "backend": "*", "window": "64,128", "seqlen": "1k"}, known, "cpu", 0, False)
+    windows = {name: [cell.window for cell in found if cell.name == name] for name in known}
+    assert windows == {"dma/x": [64, 128], "swa/x": [64, 128], "mla/x": [None], "nsa/x": [64, 128, None]}
+
+
+def test_a_decoded_token_comes_after_those_seen():
+    (decoded, *_), (whole, *_) = cells(**{"pass": "decode"}), cells()
+    assert decoded.shape.key_len == 1025 and whole.shape.key_len == 1024
+
+
 def test_dense_rows_are_added_where_a_speedup_needs_them():
     assert names(cells("cuda", backend="dma/flex")) == [
         "dma/flex", "dense/sdpa-flash", "dense/sdpa-cudnn", "dense/sdpa-math"

@@ -176,6 +176,38 @@ def test_json_alone_goes_to_stdout_and_nothing_that_ran_is_3(tmp_path):
     assert result.exit_code == 3 and "Nothing could be measured" in result.stderr
 
 
+def test_a_decoding_run_tells_caches_and_compares_with_dense(tmp_path):
+    words = ("--window", 16, "--heads", 2, "--kv-heads", 1, "--head-dim", 16, "--device", "cpu", "--cap", 0.02)
+    result = call(
+        *words, "--pass", "decode", "--level", "kernel,layer", "--seqlen", 100, "--json", "--results", tmp_path
+    )
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0 and {row["level"] for row in rows} == {"kernel", "layer"}
+    assert {row["function"] for row in rows} == {"dma", "dense", "swa", "mla", "nsa"}
+    assert {row["status"] for row in rows} == {"PASSED"} and all(row["speedup"] and row["cache_mib"] for row in rows)
+    assert [row["window"] for row in rows if row["function"] == "nsa"] == [16, None] * 2
+    run = next(tmp_path.iterdir())
+    assert {path.name.split("-h2")[0] for path in run.glob("*.png")} == {
+        f"{kind}{level}-decode" for kind in ("latency", "speedup") for level in ("", "-layer")
+    }
+    shown = call(*words, "--pass", "decode", "--seqlen", 100, "--results", tmp_path / "again").stdout
+    assert "cache MiB" in shown and "nsa/reference*" in shown and "* the paper's settings" in shown
+
+
+def test_backends_follow_the_pass_and_the_level_where_none_are_named(tmp_path):
+    told = call("--pass", "fwd,decode", "--level", "kernel,layer", "--device", "cpu", "--dry-run", "--json").stdout
+    found = {}
+    for cell in map(json.loads, told.splitlines()):
+        found.setdefault((cell["level"], cell["pass"]), set()).add(f"{cell['function']}/{cell['backend']}")
+    assert "dma/live-keys" in found["kernel", "decode"] and "dma/reference" not in found["kernel", "decode"]
+    assert "dma/flex" in found["kernel", "fwd"] and "dma/flex" not in found["layer", "fwd"]
+    assert "mla/absorbed" in found["layer", "decode"] and "mla/expanded" in found["layer", "fwd"]
+    named = call(
+        "--pass", "fwd,decode", "--backend", "dma/flex", "--no-dense", "--device", "cpu", "--dry-run", "--json"
+    )
+    assert {json.loads(line)["backend"] for line in named.stdout.splitlines()} == {"flex"}
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """A run that got a Ctrl-C after its first row: its folder, the words, the exit code, stderr, and what it kept."""

@@ -121,6 +121,13 @@ def test_native_sparse_attention_refuses_what_it_cannot_take():
     assert {short["status"], narrow["status"]} == {"UNSUPPORTED"}
 
 
+def test_backends_that_share_a_cache_find_it_as_it_was():
+    """The gate counts with other keys in the same memory; the recheck after timing sees whether the past is back."""
+    kinds = [("dense", "sdpa-flash", None), ("nsa", "reference", WINDOW), ("dense", "sdpa-math", None)]
+    rows = _measure([_cell(function, name, "decode", "kernel", 150, "fp32", w) for function, name, w in kinds])
+    assert [row["status"] for row in rows] == ["PASSED"] * 3, [row["reason"] for row in rows]
+
+
 def test_every_backend_that_decodes_is_known_to_a_cache():
     for backend in registry.backends():
         if "decode" in backend.passes:

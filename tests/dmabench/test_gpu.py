@@ -4,7 +4,8 @@ import pytest
 
 from dmabench.cells import by_shape, make_cells
 from dmabench.isolation import Worker
-from dmabench.presets import CUDA
+from dmabench.presets import CUDA, DECODE, LAYER
+from dmabench.speedups import add_speedups
 
 pytestmark = pytest.mark.gpu
 
@@ -22,7 +23,7 @@ BACKENDS = [Backend("dma", "out-of-bounds", out_of_bounds, passes=("fwd",))]
 def _measure(replay: bool = False, **settings: str) -> list[dict]:
     from dmabench.kernels import backends
 
-    wanted = {**CUDA, "level": "kernel", **settings}
+    wanted = {**CUDA, **settings}
     known = [backend.id for backend in backends()]
     cells = make_cells(wanted, known, "cuda", 0, dense=False)
     options = {"cap_s": 0.05, "replay": replay}
@@ -53,6 +54,62 @@ def _rounds_its_bias(row: dict) -> bool:
     return row["backend"] == "sdpa-masked" and row["delta"] in ("rising", "ar1") and row["status"] == "INCORRECT"
 
 
+@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("level", ["kernel", "layer"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seqlen": "4096", "window": "1024"},
+        {"seqlen": "1000,1023", "window": "100", "heads": "8", "kv_heads": "2", "batch": "3", "dtype": "fp16"},
+        {"seqlen": "70000", "window": "1024", "batch": "2", "delta": "rising"},
+    ],
+)
+def test_every_attention_decodes(shape, level, replay):
+    rows = _measure(replay, backend=DECODE["cuda"], level=level, **{"pass": "decode"}, **shape)
+    told = [(r["function"], r["backend"], r["seqlen"], r["window"], r["reason"]) for r in rows if r["reason"]]
+    assert {row["status"] for row in rows} <= {"PASSED", "UNSUPPORTED"}, told
+    assert {row["function"] for row in rows if row["status"] == "PASSED"} == {"dma", "dense", "swa", "mla", "nsa"}, told
+    for row in rows:
+        if row["status"] == "PASSED":
+            assert row["cache_mib"] > 0 and (row["total_is"] == "graph") == replay, row["function"]
+
+
+def test_decoding_dma_keeps_and_takes_as_much_whatever_was_seen():
+    rows = _measure(True, backend="dma/live-keys", seqlen="8192,65536", **{"pass": "decode"})
+    assert rows[0]["cache_mib"] == rows[1]["cache_mib"] and rows[1]["total_ms"] < 1.5 * rows[0]["total_ms"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seqlen": "2048", "window": "512"},
+        {"seqlen": "1000", "window": "192", "heads": "16", "kv_heads": "1", "batch": "2"},
+        {"seqlen": "9000", "window": "1024", "dtype": "fp16"},
+    ],
+)
+@pytest.mark.parametrize("level", ["kernel", "layer"])
+def test_every_attention_passes_in_a_layer_and_alone(shape, level):
+    rows = _measure(backend=LAYER["cuda"], level=level, **{"pass": "fwd,bwd,fwd+bwd"}, **shape)
+    told = [(r["function"], r["backend"], r["pass"], r["window"], r["reason"]) for r in rows if r["reason"]]
+    assert {row["status"] for row in rows} <= {"PASSED", "UNSUPPORTED"}, told
+    for pass_ in ("fwd", "bwd", "fwd+bwd"):
+        passed = {row["function"] for row in rows if row["status"] == "PASSED" and row["pass"] == pass_}
+        assert {"dma", "dense", "swa", "mla"} <= passed, told
+
+
+def test_padded_groups_of_native_sparse_attention_are_marked_and_win_nothing():
+    pytest.importorskip("fla", reason="fla-core is not installed")
+    padded, native = (
+        _measure(backend="nsa/fla,dense/sdpa-flash", seqlen="4096", heads="16", kv_heads=kv_heads)
+        for kv_heads in ("8", "1")
+    )
+    assert {row["padded_heads"] for row in padded if row["function"] == "nsa"} == {16}
+    assert {row["padded_heads"] for row in native if row["function"] == "nsa"} == {None}
+    assert {row["status"] for row in padded + native} == {"PASSED"}
+    assert all(row["speedup"] is None for row in add_speedups(padded) if row["function"] == "nsa")
+    assert all(row["speedup"] for row in add_speedups(native) if row["function"] == "nsa")
+
+
 def test_device_time_and_memory_are_measured():
     (row,) = _measure(backend="dense/sdpa-flash", seqlen="8192")
     assert row["status"] == "PASSED"
@@ -65,7 +122,7 @@ def test_device_time_and_memory_are_measured():
 def test_a_broken_cuda_context_costs_one_cell(outside):
     outside(OUTSIDE)
     known = ["dma/out-of-bounds", "dma/reference", "dense/sdpa-flash"]
-    settings = {**CUDA, "level": "kernel", "seqlen": "256", "window": "64", "backend": "*"}
+    settings = {**CUDA, "seqlen": "256", "window": "64", "backend": "*"}
     cells = make_cells(settings, known, "cuda", 0, dense=False)
     with Worker(300) as worker:
         messages = list(worker.measure(cells, {"cap_s": 0.05}, lambda *_: None))

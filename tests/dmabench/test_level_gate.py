@@ -11,7 +11,8 @@ from dmabench.cells import Cell, Shape
 from dmabench.gates import Gates
 from dmabench.inputs import Inputs
 from dmabench.kernels import registry
-from dmabench.kernels.native_sparse import Settings
+from dmabench.kernels.native_sparse import Settings, compress
+from dmabench.kernels.native_sparse.reference import select_blocks
 from dmabench.level_gate import decisive
 from dmabench.levels import level_of
 from dmabench.numeric import Verdict
@@ -164,15 +165,18 @@ def test_an_output_with_nan_is_reported():
     assert "NaN" in (_check("mla", faulty).wrong or "")
 
 
-def test_a_choice_is_decisive_where_no_rounding_can_change_it():
-    """Two heads, one group, blocks of 4: the margin is that of the best block left out."""
-    settings = Settings(4, 4, 4, 4, 8)
+def test_a_choice_is_decisive_where_rounding_cannot_change_it():
+    """Two heads, one group, blocks of 4, of which 8 are selected."""
+    settings = Settings(4, 4, 4, 8, 8)
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 80, 16, generator=generator, dtype=torch.float64) for heads in (2, 1))
-    rows = torch.arange(80)
-    all_rows, none_left = (decisive(q, k, settings, 0.25, rows, margin) for margin in (0.0, 1.0))
-    assert bool(all_rows.all())  # no two scores are equal
-    # Up to four blocks everything is selected, and so is nothing left out that could change places.
-    assert bool(none_left[..., :16].all()) and not bool(none_left[..., 40:].any())
-    some = decisive(q, k, settings, 0.25, rows, 0.05, at_once=7)
-    assert torch.equal(some, decisive(q, k, settings, 0.25, rows, 0.05)) and 0.3 < some.double().mean() < 0.99
+    q, k = (torch.randn(1, heads, 400, 16, generator=generator, dtype=torch.float64) for heads in (2, 1))
+    rows = torch.arange(400)
+    fine = decisive((q, k), (q, k), settings, 0.25, rows)
+    assert fine.double().mean() > 0.98
+    coarse = q.bfloat16(), k.bfloat16()
+    some = decisive((q, k), coarse, settings, 0.25, rows)
+    assert bool(some[..., :32].all()) and 0.3 < some.double().mean() < 0.98  # eight blocks are all selected
+    assert torch.equal(some, decisive((q, k), coarse, settings, 0.25, rows, at_once=7))
+    chosen, rounded = (select_blocks(x, compress(y, settings), 400, settings, 0.25) for x, y in ((q, k), coarse))
+    same = (chosen.sort(-1).values == rounded.sort(-1).values).all(-1)
+    assert bool(same[some].all()) and not bool(same.all())
