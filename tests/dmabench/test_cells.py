@@ -75,7 +75,7 @@ def test_only_what_a_function_depends_on_multiplies_its_cells():
 
 
 def test_windows_are_those_that_a_function_has():
-    """Native sparse attention has its paper's settings besides; latent attention has none; the rest as many as given."""
+    """Native sparse attention has its paper's settings besides, latent attention has none."""
     known = ["dma/x", "swa/x", "mla/x", "nsa/x"]
     found = make_cells({**SETTINGS, "backend": "*", "window": "64,128", "seqlen": "1k"}, known, "cpu", 0, False)
     windows = {name: [cell.window for cell in found if cell.name == name] for name in known}

@@ -98,7 +98,8 @@ def test_every_attention_passes_in_a_layer_and_alone(shape, level):
 
 
 def test_padded_groups_of_native_sparse_attention_are_marked_and_win_nothing():
-    pytest.importorskip("fla", reason="fla-core is not installed")
+    for module in ("fla", "einops"):
+        pytest.importorskip(module, reason="nsa/fla needs fla-core and einops")
     padded, native = (
         _measure(backend="nsa/fla,dense/sdpa-flash", seqlen="4096", heads="16", kv_heads=kv_heads)
         for kv_heads in ("8", "1")
