@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import dmabench.level_gate
 from dmabench import layers
 from dmabench.attentions import Attention
 from dmabench.cells import Cell, Shape
@@ -163,6 +164,23 @@ def test_an_output_with_nan_is_reported():
         return out
 
     assert "NaN" in (_check("mla", faulty).wrong or "")
+
+
+@pytest.mark.parametrize(
+    ("function", "level"), [("mla", "kernel"), ("nsa", "kernel"), ("mla", "layer"), ("nsa", "layer"), ("dma", "layer")]
+)
+def test_long_sequences_are_checked_on_sampled_rows(monkeypatch, function, level):
+    monkeypatch.setattr(dmabench.level_gate, "ALL_ROWS", 100)
+    monkeypatch.setattr(dmabench.level_gate, "SAMPLED", 64)
+    assert _check(function, level=level, pass_="bwd", seqlen=300).wrong is None
+
+    def faulty(right, *args, **rest):
+        out = right(*args, **rest)
+        out, *more = out if isinstance(out, tuple) else (out,)
+        scale = torch.ones(300).index_fill(0, torch.arange(290, 300), 1.01)[:, None]  # the last rows are in the sample
+        return (out * scale, *more) if more else out * scale
+
+    assert "is off by" in (_check(function, faulty, level=level, seqlen=300).wrong or "")
 
 
 def test_a_choice_is_decisive_where_rounding_cannot_change_it():
