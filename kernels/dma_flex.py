@@ -40,7 +40,7 @@ def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
     _keys(plan)
     _lists(plan, problem.groups, problem.backward)
-    plan.references(delta)
+    plan.references(delta, rows=True)
 
 
 def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
@@ -51,7 +51,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     backward = wants_gradient(q, k, v, delta)
     precision = torch.promote_types(delta.dtype, q.dtype)  # float32, or float64 where torch evaluates it eagerly
-    references = plan.references(delta).to(precision)  # of the positions, so before the keys are permuted
+    references = plan.references(delta, rows=True).to(precision)  # of the positions, so before the keys are permuted
     order, birth, evict = _keys(plan)
     if order is not None:
         delta, k, v = (_TakeKeys.apply(x, order) for x in (delta, k, v))

@@ -53,7 +53,7 @@ def attend(
         q: [B, H, Tq, D]; k, v: [B, G, K, D], in any key order.
         bias, birth, evict: [B or 1, G or 1, K] in the same order; bias is added to the scores.
         lists: as `block_masks.tile_lists` makes them for BLOCK x BLOCK tiles, one set a query head or one for all.
-        references: [B, G, query blocks], what the bias is taken relative to (Plan.references); None where it is None.
+        references: [B, G, Tq], what the bias of a row is taken relative to (Plan.references); None where it is None.
 
     Returns:
         out [B, H, Tq, D] and lse [B, H, Tq] (None on a CPU).
@@ -66,8 +66,7 @@ def attend(
         call = _compiled(bias is not None)
         out, lse = call(q, k, v, bias, references, birth, evict, lists.tensors(), offset, scale)
     if lse is not None and references is not None:
-        of_rows = references.repeat_interleave(BLOCK, -1)[..., : q.shape[2]]
-        lse = lse + of_rows.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        lse = lse + references.repeat_interleave(q.shape[1] // k.shape[1], 1)
     return out[..., :head_dim], lse
 
 
@@ -81,7 +80,7 @@ def _with_bias(q, k, v, bias, references, birth, evict, lists, offset, scale):
 
     def add_bias(score, b, h, i, j):
         b, g = b if batched else 0, h // groups
-        return score + (bias[b, g, j] - references[b, g, i // BLOCK])
+        return score + (bias[b, g, j] - references[b, g, i])
 
     return _flex(q, k, v, add_bias, birth, evict, lists, offset, scale)
 

@@ -113,9 +113,10 @@ class Plan:
 
         return self.derived("key lists", make)
 
-    def references(self, delta_BGT: Tensor) -> Tensor:
+    def references(self, delta_BGT: Tensor, rows: bool = False) -> Tensor:
         """For each block of 128 queries a delta to take scores relative to, float32 [B, G, ceil(query_len / 128)]: the
-        largest that the block's first query attends to (0 where there is none). Made once for a delta.
+        largest that the block's first query attends to (0 where there is none). With `rows` the largest that each query
+        attends to, [B, G, query_len]. Made once for a delta.
 
         Softmax does not change when a row's scores move together, but float32 does: importances of the paper's form
         reach millions, where neighbouring numbers are 0.25 apart.
@@ -123,19 +124,19 @@ class Plan:
 
         def make() -> Tensor:
             if fused_plan.usable(delta_BGT):
-                return fused_plan.references(delta_BGT, self.evict_BGT, self.query_len)
+                return fused_plan.references(delta_BGT, self.evict_BGT, self.query_len, rows)
             position = torch.arange(self.key_len, device=delta_BGT.device)
             attended = delta_BGT.detach().masked_fill(self.evict_BGT <= position, -torch.inf)
-            first_rows = attended.cummax(-1).values[..., self.query_offset :: BLOCK_Q]
-            return first_rows.masked_fill(first_rows.isinf(), 0.0).float().contiguous()
+            found = attended.cummax(-1).values[..., self.query_offset :: 1 if rows else BLOCK_Q]
+            return found.masked_fill(found.isinf(), 0.0).float().contiguous()
 
         if torch.compiler.is_compiling():
             return make()
         # The bias may be another delta than the one that the plan was made from. Holding it keeps its address its own.
         mark = (delta_BGT.data_ptr(), delta_BGT.stride(), delta_BGT._version)
-        held = self._derived.get("references")
+        held = self._derived.get(("references", rows))
         if held is None or held[0] != mark:
-            held = self._derived["references"] = (mark, make(), delta_BGT.detach())
+            held = self._derived["references", rows] = (mark, make(), delta_BGT.detach())
         return held[1]
 
     def tiles(self, block_q: int, block_k: int) -> Tiles:

@@ -85,8 +85,7 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
             float probability[2], gradient[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float subtracted = (i ? lse.y : lse.x) * LOG2E;
-                probability[i] = exp2_approx(fmaf(s[n][half * 2 + i], scale, bias[half] - subtracted));
+                probability[i] = exp2_approx(fmaf(s[n][half * 2 + i], scale, bias[half]) - (i ? lse.y : lse.x));
                 gradient[i] = probability[i] * (dp[n][half * 2 + i] - (i ? rowsum.y : rowsum.x));
                 if (MASKED) {
                     const int query = first_position + column + i;
@@ -106,7 +105,7 @@ __device__ __forceinline__ void step(Sums& sums, const unsigned char* k, const u
 
 struct Queries {
     const void *q, *dout;
-    const float *lse, *rowsum;  // [B, H, Tq]
+    const float *lse, *rowsum;  // [B, H, Tq]; lse relative, in units of log 2
     const float* origins;       // [B, G, blocks of BLOCK_Q queries]: what scores and lse are relative to
     Strides q_strides, dout_strides;
 };

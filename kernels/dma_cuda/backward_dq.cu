@@ -58,7 +58,7 @@ __device__ __forceinline__ void step(float dq[M][D / 8][4], const unsigned char*
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const int at_i = half * 2 + i;
-                    const float p = exp2_approx(fmaf(s[m][n][at_i], scale, bias[i] - lse[m][half]));
+                    const float p = exp2_approx(fmaf(s[m][n][at_i], scale, bias[i]) - lse[m][half]);
                     both[i] = p * (dp[m][n][at_i] - rowsum[m][half]);
                     if (MASKED) {
                         const int query = first_position + m * 16 + lane / 4 + half * 8;
@@ -112,7 +112,8 @@ __device__ __forceinline__ void sum_rows(float* here, float* rowsum, Rows dout, 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, const float* delta, const int* evict,
-                const float* origins, const int* p0, const int* p1, const int* p2, const int* p3, const void* out, const float* relative_lse, float* rowsum,
+                const float* origins, const int* p0, const int* p1, const int* p2, const int* p3, const void* out,
+                const float* relative_lse, float* rowsum,
                 unsigned char* dq, long long q_batch, long long q_head, int q_row, long long k_batch, long long k_head,
                 int k_row, long long v_batch, long long v_head, int v_row, long long dout_batch, long long dout_head,
                 int dout_row, int kv_heads, int groups, int query_len, int key_len, int width, float scale_log2) {
@@ -159,7 +160,7 @@ dma_backward_dq(const void* q, const void* k, const void* v, const void* dout, c
         for (int half = 0; half < 2; ++half) {
             const int row = warp_row + m * 16 + lane / 4 + half * 8;
             // Rows past the end get probability 0; rows without a live key meet none below but masked ones.
-            my_lse[m][half] = first_row + row < query_len ? relative_lse[row0 + first_row + row] * LOG2E : infinity();
+            my_lse[m][half] = first_row + row < query_len ? relative_lse[row0 + first_row + row] : infinity();
             my_rowsum[m][half] = rowsum_here[row];
         }
     }

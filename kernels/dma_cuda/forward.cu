@@ -206,9 +206,10 @@ dma_forward(const void* q, const void* k, const void* v, const float* delta, con
             factor[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = warp_row + m * 16 + lane / 4 + half * 8;
             if (lane % 4 == 0 && row < rows) {
-                const float relative = sum > 0.0f ? state.reference[m][half] * LN2 + logf(sum) : -infinity();
+                // In units of log 2, as scores are: changing units and back would cost what being relative gains.
+                const float relative = sum > 0.0f ? state.reference[m][half] + log2f(sum) : -infinity();
                 relative_lse[kept->first_of_all + row] = relative;
-                lse[kept->first_of_all + row] = relative + kept->origin;
+                lse[kept->first_of_all + row] = relative * LN2 + kept->origin;
             }
         }
         store_rows(state.out[m], factor[0], factor[1], q_tile, warp_row + m * 16, lane, [&](int within) -> unsigned char* {

@@ -47,8 +47,8 @@ def forward(
     visits: Sequence[Tensor],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, contiguous [B, H, Tq, D] in q's dtype, lse [B, H, Tq] (float32, natural logarithm), and the same relative to
-    the origins, which the backward takes.
+    """out, contiguous [B, H, Tq, D] in q's dtype, lse [B, H, Tq] (float32, natural logarithm), and lse relative to the
+    origins in units of log 2, which the backward takes.
 
     Args:
         q, k, v: [B, H, Tq, D] and [B, G, Tk, D], fp16 or bf16.

@@ -9,7 +9,6 @@ import triton.language as tl
 
 from dmabench.kernels.dma_triton.tiles import (
     LIST_BLOCK,
-    LOG2E,
     TILE,
     load_keys,
     load_rows,
@@ -127,7 +126,7 @@ def backward_queries_kernel(
     query_head = b * kv_heads * groups + h
     relative = tl.load(relative_lse + query_head * query_len + rows, mask=there, other=float("-inf"))
     # Where no key is live, and in rows past the end, every probability is 0: exp2(score - inf).
-    lse_log2 = tl.where(relative == float("-inf"), float("inf"), relative * LOG2E)
+    lse_log2 = tl.where(relative == float("-inf"), float("inf"), relative)
     padded = query_head * (tl.cdiv(query_len, LIST_BLOCK) * LIST_BLOCK) + rows
     tl.store(row_sums + padded, row_sum)
     tl.store(lses_log2 + padded, lse_log2)

@@ -156,7 +156,8 @@ def forward_kernel(
     empty = total == 0.0
     o_MD = acc / tl.where(empty, 1.0, total)[:, None]
     store_rows(out + b * o_b + h * o_h, rows, o_t, there, o_MD, HEAD_DIM, BLOCK_D)
-    relative = tl.where(empty, float("-inf"), (top + tl.log2(tl.where(empty, 1.0, total))) * LN2)
+    # In units of log 2, as scores are: changing units and back would cost what being relative gains.
+    relative = tl.where(empty, float("-inf"), top + tl.log2(tl.where(empty, 1.0, total)))
     row_in_all = (b * kv_heads * groups + h) * query_len + rows
     tl.store(relative_lse + row_in_all, relative, mask=there)
-    tl.store(lse + row_in_all, relative + reference, mask=there)
+    tl.store(lse + row_in_all, relative * LN2 + reference, mask=there)

@@ -128,18 +128,19 @@ def _tiles(order_BGT: Tensor, evict_BGT: Tensor, query_len: int, block_q: int, b
     return ranges
 
 
-def _references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int) -> Tensor:
-    """plan.Plan.references, float32 [B, G, blocks]."""
+def _references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int, rows: bool) -> Tensor:
+    """plan.Plan.references, float32 [B, G, blocks], or with `rows` that of each query, [B, G, query_len]."""
     B, G, T = evict_BGT.shape
-    found = _empty_references(delta_BGT, evict_BGT, query_len)
-    sizes = (T, T - query_len, found.shape[-1])
-    delta = delta_BGT.detach().contiguous()
-    launch("references.cu", "plan_references", (1, B * G), 1024, delta, evict_BGT, found, *sizes)
+    found = _empty_references(delta_BGT, evict_BGT, query_len, rows)
+    of_blocks = _empty_references(delta_BGT, evict_BGT, query_len, False) if rows else found
+    sizes = (T, T - query_len, of_blocks.shape[-1])
+    tensors = (delta_BGT.detach().contiguous(), evict_BGT, of_blocks, found if rows else None)
+    launch("references.cu", "plan_references", (1, B * G), 1024, *tensors, *sizes)
     return found
 
 
-def _empty_references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int) -> Tensor:
-    return delta_BGT.new_empty(*evict_BGT.shape[:2], -(-query_len // BLOCK_Q))
+def _empty_references(delta_BGT: Tensor, evict_BGT: Tensor, query_len: int, rows: bool) -> Tensor:
+    return delta_BGT.new_empty(*evict_BGT.shape[:2], query_len if rows else -(-query_len // BLOCK_Q))
 
 
 evictions = operator("plan_evictions", _evictions, _empty_evictions)
