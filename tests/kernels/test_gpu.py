@@ -338,3 +338,49 @@ def test_flex_memory_is_linear(inputs):
         peaks.append((peak, peak - inputs_only))
     for shorter, longer in pairwise(peaks):
         assert longer[0] <= 2.2 * shorter[0] and longer[1] <= 2.2 * shorter[1], peaks
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("kind", ["iid", "rising"])
+def test_memory_of_fused_backends_is_linear(backend, kind):
+    """Forward and backward, plan included, beside the inputs: a doubling of T doubles it, whatever delta is."""
+    _needs(8)
+    peaks = []
+    for T in (32768, 65536, 131072):
+        q = torch.randn(1, 4, T, 128, device=CUDA, dtype=BF16, requires_grad=True)
+        k, v = (torch.randn(1, 2, T, 128, device=CUDA, dtype=BF16, requires_grad=True) for _ in range(2))
+        delta = torch.randn(1, 2, T, device=CUDA) + (torch.linspace(0, 8, T, device=CUDA) if kind == "rising" else 0)
+        delta.requires_grad_()
+        for _ in range(2):  # the first call compiles
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            out = dynamic_mask_attention(q, k, v, delta, 2048, backend=backend)
+            grads = torch.autograd.grad(out, (q, k, v, delta), out)
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - before
+            del out, grads
+        peaks.append(peak)
+    assert all(1.5 < after / before < 2.1 for before, after in pairwise(peaks)), peaks
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_a_million_keys(backend):
+    """Forward at T = 1,048,576, where a T x T mask would have 10^12 entries: last rows of one head against float64."""
+    _needs(24)
+    T, window, rows = 1 << 20, 2048, 64
+    generator = torch.Generator(CUDA).manual_seed(0)
+    q = torch.randn(1, 16, T, 128, generator=generator, device=CUDA, dtype=BF16)
+    k, v = (torch.randn(1, 8, T, 128, generator=generator, device=CUDA, dtype=BF16) for _ in range(2))
+    delta = torch.randn(1, 8, T, generator=generator, device=CUDA)
+    with torch.no_grad():
+        plan = make_plan(delta, window)
+        out = dynamic_mask_attention(q, k, v, delta, window, plan=plan, backend=backend)
+    evict = eviction_times_by_heap(delta[:, 7:].cpu(), window).to(CUDA)
+    assert torch.equal(plan.evict_BGT[:, 7:], evict)
+    positions, birth = torch.arange(T - rows, T, device=CUDA), torch.arange(T, device=CUDA).expand(1, 1, -1)
+    tensors = (q[:, 14:, -rows:].double(), k[:, 7:].double(), v[:, 7:].double(), delta[:, 7:].double())
+    expected, _ = reference.attend(*tensors, birth, evict, 128**-0.5, positions)
+    found = out[:, 14:, -rows:].double()
+    assert bool(out.isfinite().all())
+    assert float((found - expected).norm() / expected.norm()) < 1e-2
