@@ -14,6 +14,8 @@ STEADY = 0.005
 """Relative spread (standard deviation over mean) below which more samples would tell nothing."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 LEAST_SAMPLES = 5
+SLOW_S = 1.0
+"""A call that takes longer is not repeated to warm up: what is cold costs milliseconds."""
 
 
 @dataclass
@@ -92,15 +94,20 @@ def interleave(
 
 
 def _one_turn(subject: Timed, samples: Samples, clock: CpuClock | CudaClock, turn_s: float) -> None:
-    """One warm call, then samples of the region and of its parts for about `turn_s` seconds, one at least."""
+    """Warm calls, then samples of the region and of its parts for about `turn_s` seconds, one at least."""
     subject.ready()
-    subject.region()
-    clock.synchronize()
+    slow = bool(samples.main) and samples.main[-1] > 1e3 * SLOW_S
+    if not slow:
+        start = time.perf_counter()
+        subject.region()
+        clock.synchronize()
+        slow = time.perf_counter() - start > SLOW_S
     until = time.perf_counter() + turn_s
     calls: dict[str, Callable[[], Any]] = {"": subject.region, **subject.parts()}
-    for call in calls.values():
-        call()
-    clock.synchronize()
+    if not slow:
+        for call in calls.values():
+            call()
+        clock.synchronize()
     launch_s = {name: _launch_s(call, clock) for name, call in calls.items()}
     while True:
         for name, call in calls.items():

@@ -73,6 +73,15 @@ def test_an_endless_drift_ends_after_the_most_rounds():
     assert len(samples["a"].wall_ms) <= MOST_ROUNDS + 4
 
 
+@pytest.mark.parametrize(("ms", "calls"), [(1.0, 3), (5000.0, 1)])
+def test_slow_calls_are_warmed_up_once(ms, calls):
+    """The fake takes no time, so its first turn is not known to be slow: the later ones are."""
+    log: list[str] = []
+    samples, _, _ = _run({"a": FakeSubject("a", log)}, iter(lambda: ms, None))
+    turns = len(samples["a"].wall_ms)
+    assert turns == 5 and len(log) == 3 + calls * (turns - 1)
+
+
 def test_subjects_take_turns():
     log: list[str] = []
     subjects = {name: FakeSubject(name, log) for name in "abc"}
