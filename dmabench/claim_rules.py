@@ -126,6 +126,7 @@ def _asked_for(row: Row, rule: Rule) -> bool:
     return (
         _id(row) in _backends(rule)
         and row.get("status") == "PASSED"
+        and row.get("level") in (None, "kernel")  # claims of speed are about kernels
         and not row.get("padded_heads")
         and ("pass" not in rule or row.get("pass") == rule["pass"])
         and (row.get("seqlen") or 0) >= rule.get("min_seqlen", 1)

@@ -70,7 +70,10 @@ def ratios(one: Figure) -> dict[int, float]:
 
 
 def matches(one: Figure, row: Row) -> bool:
-    """Is the row of the figure's pass and shape? (Not its device: that is shown, or asked for by a claim.)"""
+    """Is the row a kernel's, of the figure's pass and shape? (Not its device: that is shown, or asked for by a
+    claim.)"""
+    if row.get("level") not in (None, "kernel"):
+        return False
     found = {**row, "dtype": {"bfloat16": "bf16"}.get(str(row.get("dtype")), row.get("dtype"))}
     return row.get("pass") == one.run_pass and all(found.get(field) == value for field, value in one.shape.items())
 

@@ -85,6 +85,14 @@ def test_a_row_that_did_not_pass_is_no_evidence(pair):
     assert judged("kernel-cuda-10x-most-protocol", rows)[0].verdict == "NO_ROWS"
 
 
+def test_layers_are_no_evidence_about_kernels(pair):
+    rows = [one for seqlen in (8192, 16384, 32768) for one in pair(12, seqlen=seqlen)]
+    assert judged("kernel-cuda-10x-most-protocol", rows)[0].verdict == "HOLDS"
+    layers = [{**one, "level": "layer"} for one in rows]
+    assert judged("kernel-cuda-10x-most-protocol", layers)[0].verdict == "NO_ROWS"
+    assert reported_beside(layers) == []
+
+
 def test_figures_need_their_shape_their_device_and_every_length(pair):
     shape = {"heads": 32, "kv_heads": 8, "head_dim": 128, "window": 1024, "dtype": "bf16"}
     on_h100 = [one for seqlen in (8192, 16384, 32768) for one in pair(30, seqlen=seqlen, **shape)]
