@@ -15,7 +15,7 @@ from dmabench.inputs import Inputs
 from dmabench.kernels import Plan, reference
 from dmabench.kernels.lifetimes import eviction_times_by_heap
 from dmabench.membership import Lifetimes, sample_rows, wrong_rows
-from dmabench.numeric import Verdict, budgets, fault, judge, poison
+from dmabench.numeric import Floors, Verdict, budgets, fault, judge, poison
 
 __all__ = ["Gate", "Verdict"]
 
@@ -38,8 +38,7 @@ class Expected:
     dout: Tensor
     exact: dict[str, Tensor]
     budgets: dict[str, float]
-    summed: Tensor
-    """How many of the rows attend to each key, over the query heads of its group; int64 [B or 1, G or 1, T]."""
+    floors: Floors
 
 
 class Gate:
@@ -112,8 +111,11 @@ class Gate:
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
         groups = inputs.shape.heads // inputs.shape.kv_heads
         summed = groups * (torch.searchsorted(rows, mask.evict.long()) - torch.searchsorted(rows, mask.birth.long()))
-        allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim, summed)
-        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed, summed)
+        out = exact["out"]
+        rounding = (dout[:, :, rows] * (out.to(inputs.dtype).double() - out)).norm(dim=-1)
+        floors = Floors(summed, rounding)
+        allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim, floors)
+        return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed, floors)
 
     def mask(self, function: str, window: int | None, delta_name: str | None) -> tuple[Tensor, Lifetimes]:
         """delta [B, G, T] (zeros where the function has none) and the lifetimes by definition."""
@@ -177,7 +179,7 @@ class Gate:
             return wrong
         found["out"] = out.detach()[:, :, rows]
         dtype, head_dim = inputs.dtype, inputs.shape.head_dim
-        return judge(found, expected.exact, expected.budgets, dtype, head_dim, expected.summed)
+        return judge(found, expected.exact, expected.budgets, dtype, head_dim, expected.floors)
 
 
 def _stored(x: Tensor, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:

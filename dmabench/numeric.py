@@ -24,19 +24,30 @@ class Verdict:
     wrong: str | None
 
 
+@dataclass(frozen=True)
+class Floors:
+    """What any kernel must leave of gradients that cancel, beside which no error counts."""
+
+    summed: Tensor | None = None
+    """How many queries attend to each key, int, of the shape of ddelta: what is left of as many differences adds up
+    like a random walk, by the root of their number."""
+    rounding: Tensor | None = None
+    """[B, H, rows]: |dout (rounded out - out)|, what is left of a row's difference where the backward reads the output
+    in the dtype in which it is stored, and nearly all weight is on one key. A dq off by twice that is in budget."""
+
+
+NO_FLOORS = Floors()
+
+
 def row_error(
-    name: str, x: Tensor, exact: Tensor, dtype: torch.dtype, head_dim: int, summed: Tensor | None = None
+    name: str, x: Tensor, exact: Tensor, dtype: torch.dtype, head_dim: int, floors: Floors = NO_FLOORS
 ) -> float:
     """max over rows of |x - exact| / (|exact| + rms row norm); a row is a vector along the last axis, for ddelta one
     number, for the names in WHOLE all of it.
 
     Where every query has one live key, the gradients that cancel are zero and all that is computed is noise. So
     their rms counts as at least what makes noise smaller than the budget: q, k, v and dout are standard normal, and
-    the scale makes |dout v| and the rows of dq and dk about sqrt(D) where nothing cancels. What is left of many such
-    differences adds up like a random walk, by the root of their number.
-
-    Args:
-        summed: how many queries attend to each key, int, of the shape of ddelta.
+    the scale makes |dout v| and the rows of dq and dk about sqrt(D) where nothing cancels. `floors` says more.
     """
     x, exact = x.double(), exact.double()
     if name in WHOLE:
@@ -49,10 +60,12 @@ def row_error(
         eps = torch.finfo(dtype).eps
         least = min(1.0, NOISE / (8 * eps)) * head_dim**0.5
     typical = size.square().mean().sqrt()
-    if summed is not None and name in ("dk", "ddelta") and bool(typical < least):
-        typical = least * summed.clamp(min=1).sqrt()
-    else:
-        typical = typical.clamp(min=least)
+    floor = torch.tensor(least, dtype=size.dtype, device=size.device)
+    if name in ("dk", "ddelta") and floors.summed is not None and bool(typical < least):
+        floor = least * floors.summed.clamp(min=1).sqrt()
+    elif name == "dq" and floors.rounding is not None:
+        floor = floor.maximum(floors.rounding / (4 * torch.finfo(dtype).eps))
+    typical = typical.maximum(floor)
     worst = ((x - exact).norm(dim=-1) / (size + typical)).max()
     return float(worst) if bool(worst.isfinite()) else float("inf")
 
@@ -62,7 +75,7 @@ def budgets(
     exact: Mapping[str, Tensor],
     dtype: torch.dtype,
     head_dim: int,
-    summed: Tensor | None = None,
+    floors: Floors = NO_FLOORS,
 ) -> dict[str, float]:
     """2 e(low) + 8 eps for each name, `low` being what a plain computation in the row's dtype gives; at most
     4 sqrt(eps): beyond that it is the plain computation that is wrong.
@@ -72,7 +85,7 @@ def budgets(
     """
     eps = torch.finfo(dtype).eps
     most = 4 * eps**0.5
-    errors = {name: row_error(name, low[name], exact[name], dtype, head_dim, summed) for name in exact}
+    errors = {name: row_error(name, low[name], exact[name], dtype, head_dim, floors) for name in exact}
     return {name: min(most, 2 * error + 8 * eps) for name, error in errors.items()}
 
 
@@ -82,10 +95,10 @@ def judge(
     allowed: Mapping[str, float],
     dtype: torch.dtype,
     head_dim: int,
-    summed: Tensor | None = None,
+    floors: Floors = NO_FLOORS,
 ) -> Verdict:
     """The error that is the largest beside its budget."""
-    errors = {name: row_error(name, x, exact[name], dtype, head_dim, summed) for name, x in found.items()}
+    errors = {name: row_error(name, x, exact[name], dtype, head_dim, floors) for name, x in found.items()}
     worst = max(errors, key=lambda name: errors[name] / allowed[name] if allowed[name] else float("inf"))
     error, budget = errors[worst], allowed[worst]
     wrong = None if error <= budget else f"{worst} is off by {error:.2e}, budget {budget:.2e}"

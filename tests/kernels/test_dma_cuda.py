@@ -257,7 +257,8 @@ def test_forward_and_backward_in_a_graph(inputs):
         out = dynamic_mask_attention(*leaves, 200, plan=plan, backend="cuda")
         return out, *torch.autograd.grad(out, leaves, torch.ones_like(out))
 
-    expected = [x.clone() for x in step()]
+    # Detached: a graph of autograd that is kept remembers this stream, and a capture must not touch it.
+    expected = [x.detach().clone() for x in step()]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
