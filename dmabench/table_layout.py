@@ -65,11 +65,14 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
             columns[headers.get(field, field)] = lambda row, field=field: _text(row.get(field))  # type: ignore[misc]
     columns["status"] = lambda row: _text(row.get("status")) + marks.get(_reason(row), "")
     columns |= MEASURED
+    for header in ("imp.", "plan", "kernel"):  # a layer is not timed in parts
+        if any(row.get("total_ms") for row in rows) and not any(MEASURED[header](row) for row in rows):
+            del columns[header]
     if any(row.get("cache_mib") is not None for row in rows):
         columns["cache MiB"] = _field("cache_mib", significant)
     left_out = []
     for drop in (None, "merge", "shorten", "TFLOP/s", "density", "err%", "prep."):
-        if drop == "merge":
+        if drop == "merge" and "plan" in columns:
             columns = _merge_preparation(columns)
         elif drop == "shorten":
             columns = {("err%" if header == "err/budget" else header): cell for header, cell in columns.items()}

@@ -145,3 +145,21 @@ def test_a_backend_that_can_run_nowhere_is_one_line(row):
 def test_a_caption_is_broken_between_its_parts(row):
     lines = drawn([row("dma/flex", device="A device with quite a long name, of which there are several here")])
     assert all(part in lines for part in ("G 8", "H 16", "D 128", "level kernel"))
+
+
+def test_decoding_shows_caches_and_a_layer_no_empty_parts(row):
+    """A row without parts leaves their columns out; settings of the paper are marked, padded heads have no ratio."""
+    parts = dict.fromkeys(("importance_ms", "plan_ms", "kernel_ms"))
+    fields = {"pass": "decode", "level": "layer", **parts}
+    rows = [
+        row("dense/sdpa-flash", total_ms=2.0, cache_mib=64.0, **fields),
+        row("dma/live-keys", total_ms=1.0, cache_mib=2.0, **fields),
+        row("nsa/fla", total_ms=1.0, cache_mib=68.0, window=None, padded_heads=16, **fields),
+    ]
+    lines = markdown_table(add_speedups(rows)).splitlines()
+    headers = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert "cache MiB" in headers and not {"imp.", "plan", "kernel"} & set(headers)
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:7]}
+    assert cells["dma/live-keys"][headers.index("cache MiB")] == "2.00"
+    assert cells["dma/live-keys"][headers.index("speed-up")] == "2.00x"
+    assert cells["nsa/fla*†"][headers.index("speed-up")] == ""
