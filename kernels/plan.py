@@ -31,12 +31,6 @@ class Tiles:
     """Within [full_first, full_last) every key of the tile is live for every query: no mask arithmetic needed."""
     full_last_BGN: Tensor
 
-    def first_tiles(self, count: int) -> "Tiles":
-        """The ranges of the first `count` tiles."""
-        ranges = (self.first_BGN, self.last_BGN, self.full_first_BGN, self.full_last_BGN)
-        first, last, full_first, full_last = (x[..., :count] for x in ranges)
-        return Tiles(self.block_q, self.block_k, first, last, full_first, full_last)
-
     def executed_pairs(self) -> Tensor:
         """Query-key pairs in active tiles, summed over batch and key/value heads (int64 scalar on the device)."""
         return (self.last_BGN - self.first_BGN).sum(dtype=torch.int64) * (self.block_q * self.block_k)

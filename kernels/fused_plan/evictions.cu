@@ -21,7 +21,7 @@ struct Shared {
     int dying;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict__ key_mask,
                const uint64_t* __restrict__ thresholds, int* __restrict__ evict, int* __restrict__ alive,
                int* __restrict__ alive_count, bool* __restrict__ finite, int T, int kv_heads, int window,

@@ -119,14 +119,6 @@ def test_tiles_are_the_query_blocks_that_their_keys_touch(B, G, T, w, rows, kind
     assert int(tiles.executed_pairs()) == executed * block_q * block_k
 
 
-def test_first_tiles_are_a_prefix():
-    tiles = _plan(2, 2, 150, 20, 150, "iid").tiles(16, 16)
-    cut = tiles.first_tiles(3)
-    assert (cut.block_q, cut.block_k) == (16, 16)
-    for name in ("first_BGN", "last_BGN", "full_first_BGN", "full_last_BGN"):
-        assert torch.equal(getattr(cut, name), getattr(tiles, name)[..., :3])
-
-
 def test_the_order_beats_that_of_positions():
     """What the reordering is for: at T = 4096, w = 128, iid, it must at least halve the executed pairs."""
     T, block = 4096, 128
