@@ -17,6 +17,8 @@ from dmabench.kernels.importance_kernels import (
     forward_constants,
     forward_kernel,
 )
+from dmabench.kernels.operators import operator
+from dmabench.kernels.registry import wants_gradient
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEADS = 64
@@ -29,11 +31,8 @@ def importance(v_BGTD: Tensor, weight: Tensor, gate: Tensor, parametrisation: st
 
     With float16 values, weights beyond 65504 overflow.
     """
-    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (v_BGTD, weight, gate))
-    arguments = (v_BGTD, weight, gate, parametrisation == "exp", wants_gradient)
-    # Going through the dispatcher costs as much as a launch, so it is left to those who need it.
-    through_operator = wants_gradient or torch.compiler.is_compiling()
-    return (importance_forward(*arguments) if through_operator else _forward(*arguments))[0]
+    keep_sample = wants_gradient(v_BGTD, weight, gate)
+    return importance_forward(v_BGTD, weight, gate, parametrisation == "exp", keep_sample)[0]
 
 
 def _forward(v: Tensor, weight: Tensor, gate: Tensor, exp: bool, keep_sample: bool) -> tuple[Tensor, Tensor]:
@@ -100,32 +99,7 @@ def _backward(
     return dv, d_weight.sum(0).to(weight.dtype), d_gate.sum(0).to(gate.dtype)
 
 
-importance_forward = torch.library.custom_op(
-    "dmabench::importance",
-    _forward,
-    mutates_args=(),
-    schema="(Tensor v, Tensor weight, Tensor gate, bool exp, bool keep_sample) -> (Tensor, Tensor)",
-)
-"""(v [B, G, T, D], weight, gate, exp, keep_sample) -> delta, sample, float32 [B, G, T]. The sample is what goes into
-softplus; gradients need it. Without keep_sample it is empty."""
-
-importance_backward = torch.library.custom_op(
-    "dmabench::importance_backward",
-    _backward,
-    mutates_args=(),
-    schema="(Tensor d_delta, Tensor v, Tensor weight, Tensor gate, Tensor sample, bool exp)"
-    " -> (Tensor, Tensor, Tensor)",
-)
-"""-> dv, d_weight, d_gate, each in the dtype of what it is the gradient of."""
-
-
-@importance_forward.register_fake
-def _(v, weight, gate, exp, keep_sample):
-    return _outputs(v, keep_sample)
-
-
-@importance_backward.register_fake
-def _(d_delta, v, weight, gate, sample, exp):
+def _empty_backward(d_delta, v, weight, gate, sample, exp):
     return torch.empty_like(_unit_stride(v)), torch.empty_like(weight), torch.empty_like(gate)
 
 
@@ -143,4 +117,15 @@ def _gradients(ctx, d_delta: Tensor, _) -> tuple[Tensor | None, ...]:
     return *importance_backward(d_delta, v, weight, gate, sample, ctx.exp), None, None
 
 
-importance_forward.register_autograd(_gradients, setup_context=_setup_context)
+importance_forward = operator(
+    "importance",
+    _forward,
+    lambda v, weight, gate, exp, keep_sample: _outputs(v, keep_sample),
+    setup=_setup_context,
+    gradients=_gradients,
+)
+"""(v [B, G, T, D], weight, gate, exp, keep_sample) -> delta, sample, float32 [B, G, T]. The sample is what goes into
+softplus; gradients need it. Without keep_sample it is empty."""
+
+importance_backward = operator("importance_backward", _backward, _empty_backward)
+"""(d_delta, v, weight, gate, sample, exp) -> dv, d_weight, d_gate, each in the dtype of what it is the gradient of."""

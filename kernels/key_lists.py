@@ -33,6 +33,11 @@ class KeyLists:
     count_BGQ: Tensor
     """int32: how many keys some query of the block attends to."""
 
+    def executed_pairs(self, block_k: int) -> Tensor:
+        """Query-key pairs computed where lists are taken `block_k` keys at a time, summed over batch and key/value
+        heads (int64 scalar on the device)."""
+        return ((self.count_BGQ + block_k - 1) // block_k).sum(dtype=torch.int64) * (BLOCK_Q * block_k)
+
 
 def list_width(window: int, key_len: int) -> int:
     """Room for one list: no block of BLOCK_Q queries sees more keys than this. A multiple of 128."""

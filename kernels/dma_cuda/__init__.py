@@ -59,10 +59,8 @@ def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
 
 def executed_pairs(*, plan: Plan, problem: Problem) -> int:
     """Query-key pairs that the forward computes, all heads; reads the plan from the device."""
-    if not plan.gathers:
-        return int(plan.tiles(BLOCK_Q, TILE).executed_pairs()) * problem.groups
-    count = plan.key_lists().count_BGQ
-    return int(((count + TILE - 1) // TILE).sum()) * TILE * BLOCK_Q * problem.groups
+    pairs = plan.key_lists().executed_pairs(TILE) if plan.gathers else plan.tiles(BLOCK_Q, TILE).executed_pairs()
+    return int(pairs) * problem.groups
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,7 @@ def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
         return int(_tiles(plan).executed_pairs()) * problem.groups
     device = plan.evict_BGT.device
     block = configs.choose(problem.head_dim, problem.dtype, configs.shared_memory(device)).forward.block_n
-    count = plan.key_lists().count_BGQ
-    return int(((count + block - 1) // block).sum(dtype=torch.int64)) * block * _BLOCK_Q * problem.groups
+    return int(plan.key_lists().executed_pairs(block)) * problem.groups
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:

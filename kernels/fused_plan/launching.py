@@ -13,9 +13,10 @@ _kernels: dict[tuple[str, int], Kernel] = {}
 
 
 def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments: Any) -> None:
-    """Start kernel `name` of the file `source` in this folder on the current device."""
-    key = (name, torch.cuda.current_device())
-    kernel = _kernels.get(key)
-    if kernel is None:
-        kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name)
-    kernel.launch(grid, block, 0, *arguments)
+    """Start kernel `name` of the file `source` in this folder, on the device of the first argument, a tensor."""
+    with torch.cuda.device_of(arguments[0]):
+        key = (name, torch.cuda.current_device())
+        kernel = _kernels.get(key)
+        if kernel is None:  # nvrtc.kernel keeps it too, but finds it by path and options, which take longer to compare
+            kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name)
+        kernel.launch(grid, block, 0, *arguments)

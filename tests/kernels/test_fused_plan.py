@@ -227,3 +227,11 @@ def test_waits_for_nothing():
         make()
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_device_that_is_not_the_current_one():
+    delta, _ = problem("iid", 1, 2, 5000, 0, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert_as_defined(make_plan(delta, 100), delta, None, 100, 5000)
