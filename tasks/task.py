@@ -1,0 +1,117 @@
+"""What a task is: axes that can be swept, presets, and how one cell is trained and scored.
+
+A task is one module with a `TASK`. The harness makes its command, its table and its charts from what stands here; the
+task knows nothing of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Settings = dict[str, Any]
+"""One cell: a value for every axis of the task (a tuple for axes that are not swept), None where one does not apply."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting of a task, which is also an option of its command and a field of its rows."""
+
+    name: str
+    """Field of settings and rows; the option is --name with dashes."""
+    type: type
+    """int, float, str or bool."""
+    help: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    only: tuple[str, ...] = ()
+    """Kinds of attention that this axis matters to; for the others it is None, so that no cell runs twice."""
+    swept: bool = True
+    """True: every value is a cell of its own. False: a cell gets all values, as a tuple (lengths to test at, say)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Documented settings: one or more blocks of axis -> values, measured in one run."""
+
+    about: str
+    blocks: tuple[dict[str, Any], ...]
+    """Values as on the command line: "2k,4k", "mha,dma", "1e-3,3e-3"; an axis that is missing takes Task.defaults."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell takes at most (early stops make it less)."""
+
+    tokens: int
+    """Tokens trained on."""
+    flops: float
+    """Operations of training and scoring."""
+    mib: float
+    """Peak memory, estimated."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a cell is: told often, shown at most a few times a second."""
+
+    stage: str
+    """train, validate, score, time."""
+    step: int
+    steps: int
+    loss: float | None = None
+    accuracy: float | None = None
+    tokens_per_s: float | None = None
+
+
+@dataclass
+class Tools:
+    """What the harness lends a task for one cell."""
+
+    device: str
+    folder: Path
+    """Of this cell alone, for its checkpoint; survives an interruption and is deleted once the rows are stored."""
+    progress: Callable[[Progress], None] = lambda progress: None
+    time_ms: Callable[[Callable[[], Any]], float] | None = None
+    """Median milliseconds of a call, measured as `dmabench kernels` measures; None: do not time."""
+    deterministic: bool = False
+    compile: bool = False
+
+
+class Examples(Protocol):
+    """Training data: a pure function of the step, so that a resumed training sees what it would have seen."""
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """input_ids and labels, both [size, T] int64 on the CPU.
+
+        labels[b, t] is the token to be predicted at t, from input_ids[b, :t + 1] (nothing is shifted); -100: none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the harness sees it."""
+
+    name: str
+    title: str
+    about: str
+    """One sentence for --help."""
+    examples: tuple[str, ...]
+    """Three commands that run, for --help."""
+    axes: tuple[Axis, ...]
+    defaults: dict[str, dict[str, Any]]
+    """Device ("cpu", "cuda") -> axis -> values as on the command line: what the command alone does."""
+    presets: dict[str, Preset]
+    refusal: Callable[[Settings], str | None]
+    """Why a cell cannot be (what, why, what to do), or None."""
+    cost: Callable[[Settings], Cost]
+    run: Callable[[Settings, Tools], list[Row]]
+    """Builds, trains and scores one cell: its rows, without the fields of settings, which the harness adds."""
+    control: float
+    """Accuracy that MHA must reach at trained lengths; rows compared with one below it are UNDERTRAINED."""
+    columns: tuple[str, ...] = field(default=())
+    """Fields that its table shows, besides the axes that vary."""
