@@ -7,9 +7,10 @@ task knows nothing of them.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Settings = dict[str, Any]
 """One cell: a value for every axis of the task (a tuple for axes that are not swept), None where one does not apply."""
@@ -84,7 +85,7 @@ class Tools:
 class Examples(Protocol):
     """Training data: a pure function of the step, so that a resumed training sees what it would have seen."""
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, size: int) -> "tuple[Tensor, Tensor]":
         """input_ids and labels, both [size, T] int64 on the CPU.
 
         labels[b, t] is the token to be predicted at t, from input_ids[b, :t + 1] (nothing is shifted); -100: none.
