@@ -43,7 +43,7 @@ def words(key: int, rows: I64, count: int, first: int = 0) -> U64:
 
 def uniform(key: int, rows: I64, count: int, first: int = 0) -> NDArray[np.float64]:
     """Uniform on [0, 1), multiples of 2^-53: float64 [len(rows), count]."""
-    return (words(key, rows, count, first) >> np.uint64(11)) * 2.0**-53
+    return np.ldexp((words(key, rows, count, first) >> np.uint64(11)).astype(np.float64), -53)
 
 
 def below(key: int, rows: I64, count: int, limit: int, first: int = 0) -> I64:
@@ -80,7 +80,8 @@ def distinct(key: int, rows: I64, count: int, limit: int) -> I64:
     turn = 0
     while len(open_rows):
         repeats = _repeats(drawn[open_rows], fresh)
-        open_rows, fresh = (x[repeats.any(1)] for x in (open_rows, repeats))
+        still = repeats.any(1)
+        open_rows, fresh = open_rows[still], repeats[still]
         turn += 1
         again = below(key, rows[open_rows], count, limit, first=turn * count)
         drawn[open_rows] = np.where(fresh, again, drawn[open_rows])
