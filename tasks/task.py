@@ -116,3 +116,6 @@ class Task:
     """Accuracy that MHA must reach at trained lengths; rows compared with one below it are UNDERTRAINED."""
     columns: tuple[str, ...] = field(default=())
     """Fields that its table shows, besides the axes that vary."""
+    complete: Callable[[Settings], Settings] = field(default=dict)
+    """Fills in axes that are None because neither the command line nor the defaults name them, from the others (the
+    shortest sequence that holds so many pairs, say); runs before `refusal`, and what it returns is the cell."""
