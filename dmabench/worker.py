@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from dmabench.cells import Cell
 from dmabench.clock import make_clock, measured_roofs
 from dmabench.environment import available_memory
 from dmabench.errors import Refusal
+from dmabench.failures import context_is_lost, status_of
 from dmabench.further_subjects import AnySubject, DecodeSubject, make_subject
 from dmabench.gates import Gates
 from dmabench.inputs import Inputs
@@ -50,8 +50,8 @@ def measure(cells: list[Cell], options: dict[str, Any], emit: Emit) -> None:
     facts: dict[str, dict[str, Any]] = {}
 
     def failed(cell: Cell, error: Exception) -> None:
-        emit({"event": "row", "row": failure(cell, *_status_of(error))})
-        _lose_context_if_broken(error)
+        emit({"event": "row", "row": failure(cell, *status_of(error))})
+        _leave_if_broken(error)
 
     for cell in cells:
         emit({"event": "begin", "cell": cell.id, "stage": "check"})
@@ -198,37 +198,9 @@ def _synchronize(inputs: Inputs) -> None:
         torch.cuda.synchronize()
 
 
-def _status_of(error: Exception) -> tuple[str, str]:
-    """(status, reason) of a row whose cell raised. The whole traceback goes to stderr where it may be a bug."""
-    reason = _sentence(error)
-    if isinstance(error, Refusal):
-        raise error
-    if isinstance(error, Unsupported):
-        return "UNSUPPORTED", reason
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return "OUT_OF_MEMORY", reason
-    traceback.print_exception(error)
-    module = type(error).__module__
-    if module.startswith(("torch._inductor", "torch._dynamo", "triton.compiler")):
-        return "COMPILE_ERROR", reason
-    return "RUNTIME_ERROR", f"{type(error).__name__}: {reason}"
-
-
-def _sentence(error: BaseException) -> str:
-    """The message on one line, cut, with the cause's where a compiler wrapped it."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    if error.__cause__ is None:
-        return text
-    return f"{text[:120]} (cause: {_sentence(error.__cause__)})"
-
-
-def _lose_context_if_broken(error: Exception) -> None:
-    """After an illegal access every CUDA call of this process fails: leave, and let the parent start another."""
-    if not torch.cuda.is_available() or isinstance(error, (Unsupported, MemoryError, torch.OutOfMemoryError)):
-        return
-    try:
-        torch.cuda.synchronize()
-    except Exception:
+def _leave_if_broken(error: Exception) -> None:
+    """Let the parent start another process where this one can do nothing more."""
+    if context_is_lost(error):
         sys.stdout.flush()
         os._exit(RESTART)
 

@@ -17,7 +17,8 @@ from dmabench.cli.kernels_input import (
     label_delta_files,
     settings_blocks,
 )
-from dmabench.cli.kernels_output import exit_code, print_cells, print_run
+from dmabench.cli.kernels_output import print_cells, print_run
+from dmabench.cli.output import exit_code
 from dmabench.errors import Refusal
 from dmabench.presets import PRESETS
 

@@ -1,22 +1,14 @@
 """What `dmabench kernels` prints: cells before a run; rows, doubts and what to do next after it."""
 
-import json
-import os
-import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dmabench.cells import Cell, by_shape
-from dmabench.rows import FAILURES
+from dmabench.cli.output import WIDTH, json_lines, say, to_stdout
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dmabench.runs import Run
 
 Row = dict[str, Any]
-WIDTH = 100
-"""Columns of a table that goes into a file or a pipe."""
 
 
 def print_cells(cells: list[Cell], as_json: bool) -> None:
@@ -26,7 +18,7 @@ def print_cells(cells: list[Cell], as_json: bool) -> None:
     from rich.text import Text
 
     if as_json:
-        _to_stdout(lambda console: _json_lines(console, [{"cell": cell.id, **cell.settings()} for cell in cells]))
+        to_stdout(lambda console: json_lines(console, [{"cell": cell.id, **cell.settings()} for cell in cells]))
         return
     shapes = len(by_shape(cells))
     title = f"{len(cells)} cell{'s' * (len(cells) != 1)} in {shapes} shape{'s' * (shapes != 1)}; nothing was measured"
@@ -46,7 +38,7 @@ def print_cells(cells: list[Cell], as_json: bool) -> None:
         merged.setdefault(key, []).append(f"{cell.name} (paper)" if paper else cell.name)
     for key, names in merged.items():
         table.add_row(*(Text(str(value)) for value in key), ", ".join(names))
-    _to_stdout(lambda console: console.print(table))
+    to_stdout(lambda console: console.print(table))
 
 
 def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupted: bool, left: int) -> None:
@@ -56,8 +48,6 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
         which: the settings it ran with, in words.
         left: cells that were asked for and have no row.
     """
-    from rich.console import Console
-
     from dmabench.charts import draw_run
     from dmabench.claims import reported_table
     from dmabench.tables import kernels_table, lints
@@ -69,18 +59,12 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
     except OSError as error:  # a full disk, say: the rows are stored and are shown all the same
         undrawn = f"The charts could not be written: {error.strerror or error}."
     if as_json:
-        _to_stdout(lambda console: _json_lines(console, rows))
+        to_stdout(lambda console: json_lines(console, rows))
     elif rows:
-        _to_stdout(lambda console: console.print(kernels_table(rows, width=min(WIDTH, console.width))))
+        to_stdout(lambda console: console.print(kernels_table(rows, width=min(WIDTH, console.width))))
         beside = reported_table(rows)
         if beside is not None:
-            _to_stdout(lambda console: console.print(beside))
-    narration = Console(stderr=True)
-
-    def say(text: str, style: str = "") -> None:
-        # Wrapped for eyes alone: in a log, a sentence is a line.
-        narration.print(text, style=style, highlight=False, markup=False, soft_wrap=not narration.is_terminal)
-
+            to_stdout(lambda console: console.print(beside))
     say(f"{which}; times in ms, medians", "dim")
     for lint in lints(rows, run.manifest["gpu_state"]):
         say(f"note: {lint}", "yellow")
@@ -92,34 +76,4 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be measured: every row says why; `dmabench list backends` shows what runs here.")
     files = "rows, samples and charts" if drawn else "rows and samples"
-    narration.print(f"{files}: {run.path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def exit_code(rows: list[Row], interrupted: bool) -> int:
-    """0 all well, 1 a cell failed, 3 nothing could be measured, 130 interrupted."""
-    if interrupted:
-        return 130
-    if any(row["status"] in FAILURES for row in rows):
-        return 1
-    return 0 if any(row["status"] == "PASSED" for row in rows) else 3
-
-
-def _json_lines(console: "Console", rows: list[Row]) -> None:
-    for row in rows:
-        console.file.write(json.dumps(row) + "\n")
-
-
-def _to_stdout(write: "Callable[[Console], None]") -> None:
-    """Writes to stdout; a reader that hung up ends the output and nothing else, least of all the exit code."""
-    from rich.console import Console
-
-    class Quiet(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    try:
-        write(Quiet() if sys.stdout.isatty() or "COLUMNS" in os.environ else Quiet(width=WIDTH))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(f"{files}: {run.path}", wrap=False)
