@@ -1,0 +1,91 @@
+"""Intervals: of a share, over seeds, and of differences. Closed forms, so that no table waits for scipy."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A number and the interval it lies in."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(correct: int, total: int, confidence: float = CONFIDENCE) -> Estimate:
+    """Share of correct answers with Wilson's score interval (1927), which is sound near 0 and 1 as well.
+
+    Raises:
+        ValueError: no answers, or more correct ones than there are.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"{correct} correct of {total} is no share")
+    share = correct / total
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    # Rounding must not leave the share itself outside at 0 and 1.
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of independent values (one a seed) with Student's interval.
+
+    Raises:
+        ValueError: fewer than two values: one says nothing about its spread.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 of them, got {len(values)}")
+    mean = fmean(values)
+    half = t_quantile((1 + confidence) / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """one - other, of two independent estimates: distances to the limits are squared and added.
+
+    With Wilson's intervals this is Newcombe's interval for two shares (Statistics in Medicine 17, 1998, method 10);
+    for other estimates, differences among them, it is MOVER (Zou and Donner, Statistics in Medicine 27, 2008).
+    """
+    value = one.value - other.value
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    high = value + math.hypot(one.high - one.value, other.value - other.low)
+    return Estimate(value, low, high)
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) of Student's t with a whole number of degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    theta = math.atan2(t, math.sqrt(df))
+    cos = math.cos(theta)
+    term = cos if df % 2 else 1.0
+    total = 0.0 if df == 1 else term
+    for power in range(3 if df % 2 else 2, df - 1, 2):
+        term *= cos * cos * (power - 1) / power
+        total += term
+    inside = 2 / math.pi * (theta + math.sin(theta) * total) if df % 2 else math.sin(theta) * total
+    return (1 + inside) / 2
+
+
+def t_quantile(probability: float, df: int) -> float:
+    """The t with t_cdf(t, df) = probability, by bisection.
+
+    Raises:
+        ValueError: a probability outside (0, 1), or less than one degree of freedom.
+    """
+    if not 0 < probability < 1 or df < 1:
+        raise ValueError(f"no quantile at {probability} with {df} degrees of freedom")
+    if probability < 0.5:
+        return -t_quantile(1 - probability, df)
+    low, high = 0.0, 1.0
+    while t_cdf(high, df) < probability:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if t_cdf(middle, df) < probability else (low, middle)
+    return high
