@@ -289,7 +289,8 @@ def test_captured_in_a_graph_and_the_same_each_time(inputs, window):
         out, lse = attend(*leaves[:3], delta=leaves[3], plan=plan, scale=0.125)
         return (out, lse, *torch.autograd.grad(out, leaves, dout))
 
-    eager = step()
+    # Detached: a graph of autograd that is kept remembers this stream, and a capture must not touch it.
+    eager = [x.detach().clone() for x in step()]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -173,7 +173,11 @@ def test_decoding_one_query(name, heads, kv_heads, T):
     k, v = (torch.randn(2, kv_heads, T, 128, generator=_generator(n), device="cuda").to(BF16) for n in (1, 2))
     options = {"window": 300} if name == "swa/sdpa" else {}
     with torch.no_grad():
-        found = backend.attend(q, k, v, scale=0.1, **options)
+        try:
+            found = backend.attend(q, k, v, scale=0.1, **options)
+        except registry.Unsupported as reason:
+            assert name == "dense/sdpa-cudnn" and T == 1, reason  # cuDNN takes no single key
+            pytest.skip(str(reason))
         exact = dynamic_mask_attention(
             *(x.double() for x in (q, k, v)),
             torch.zeros(2, kv_heads, T, device="cuda"),

@@ -47,7 +47,7 @@ def compare(*shape, dtype, parametrisation="exp", device="cpu", rtol=1e-5, **mor
         assert found.dtype == leaf.dtype and found.shape == leaf.shape and torch.equal(found, same), name
         rounding = 1e-5 if found.dtype == torch.float32 else torch.finfo(found.dtype).eps
         error, largest = (found.double() - right).abs(), right.abs().max()
-        assert bool((error <= rounding * right.abs() + 1e-5 * largest).all()), (name, shape, error.max(), largest)
+        assert bool((error <= rounding * right.abs() + rtol * largest).all()), (name, shape, error.max(), largest)
 """
 
 
@@ -181,8 +181,8 @@ def test_on_a_card(on_a_card, dtype, parametrisation):
     compare = on_a_card["compare"]
     for shape in [(1, 8, 8192, 128), (2, 3, 300, 17), (1, 1, 1, 64), (3, 2, 37, 40), (1, 64, 200, 128)]:
         for layout in ("BGTD", "BTGD"):
-            # Seen on an H100 (torch 2.11, triton 3.6): 3.8e-5 in fp16 and bf16, 1.04e-5 in fp32. Tensor cores add with
-            # fewer bits than fp32 has.
+            # Seen on an H100 (torch 2.11, triton 3.6): delta off by 3.8e-5 in fp16 and bf16, 1.04e-5 in fp32, and the
+            # gradient of weight by 2.1e-5 of its largest element. Tensor cores add with fewer bits than fp32 has.
             options = {"parametrisation": parametrisation, "device": "cuda", "layout": layout, "rtol": 6e-5}
             compare(*shape, dtype=dtype, **options)
 
