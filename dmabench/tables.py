@@ -48,7 +48,7 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
 
     shown = layout(list(rows), width)
     lengths = [max(map(len, column)) for column in zip(shown.headers, *shown.cells, strict=True)]
-    caption = _wrapped(shown.caption.split(" · "), sum(lengths) + len(lengths) - 1)
+    caption = wrapped(shown.caption.split(" · "), sum(lengths) + len(lengths) - 1)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -71,7 +71,7 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
     return table
 
 
-def _wrapped(parts: list[str], width: int) -> str:
+def wrapped(parts: list[str], width: int) -> str:
     """The parts of a caption on lines of at most `width` columns, broken between them and not inside ("G 1")."""
     lines = [parts[0]]
     for part in parts[1:]:

@@ -1,5 +1,7 @@
 """Rows as `dmabench kernels` writes them, made up: simple enough to know every ratio by heart."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +106,13 @@ def outside(tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
 
     return install
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The module made_up_tasks.py: MQAR, PATTERNS and NEEDLE that train nothing, and made_up(task, attention, ...)."""
+    file = Path(__file__).with_name("made_up_tasks.py")
+    spec = importlib.util.spec_from_file_location("made_up_tasks", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
