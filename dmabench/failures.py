@@ -7,6 +7,9 @@ import torch
 from dmabench.errors import Refusal
 from dmabench.kernels import Unsupported
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+"""What is said where no exception of its own is raised: the CPU's allocator, and a driver that has no room left."""
+
 
 def status_of(error: Exception) -> tuple[str, str]:
     """(status, reason) of a row whose cell raised; a Refusal is raised again. The whole traceback goes to stderr where
@@ -16,7 +19,7 @@ def status_of(error: Exception) -> tuple[str, str]:
         raise error
     if isinstance(error, Unsupported):
         return "UNSUPPORTED", reason
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in NO_MEMORY):
         return "OUT_OF_MEMORY", reason
     traceback.print_exception(error)
     module = type(error).__module__

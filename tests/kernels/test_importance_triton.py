@@ -31,7 +31,7 @@ def problem(B, G, T, D, dtype, device, layout="BGTD", size=1.0, seed=0):
     leaves = [v.to(device, dtype), weight.to(device, torch.float32), gate.to(device, torch.float32)]
     return [x.requires_grad_() for x in leaves], d_delta.to(device, torch.float32)
 
-def compare(*shape, dtype, parametrisation="exp", device="cpu", rtol=1e-5, **more):
+def compare(*shape, dtype, parametrisation="exp", device="cpu", rtol=1e-5, sums=1e-5, **more):
     leaves, d_delta = problem(*shape, dtype, device, **more)
     exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
     exact = importance(*exact_leaves, parametrisation)
@@ -47,7 +47,7 @@ def compare(*shape, dtype, parametrisation="exp", device="cpu", rtol=1e-5, **mor
         assert found.dtype == leaf.dtype and found.shape == leaf.shape and torch.equal(found, same), name
         rounding = 1e-5 if found.dtype == torch.float32 else torch.finfo(found.dtype).eps
         error, largest = (found.double() - right).abs(), right.abs().max()
-        assert bool((error <= rounding * right.abs() + rtol * largest).all()), (name, shape, error.max(), largest)
+        assert bool((error <= rounding * right.abs() + sums * largest).all()), (name, shape, error.max(), largest)
 """
 
 
@@ -181,9 +181,11 @@ def test_on_a_card(on_a_card, dtype, parametrisation):
     compare = on_a_card["compare"]
     for shape in [(1, 8, 8192, 128), (2, 3, 300, 17), (1, 1, 1, 64), (3, 2, 37, 40), (1, 64, 200, 128)]:
         for layout in ("BGTD", "BTGD"):
-            # Seen on an H100 (torch 2.11, triton 3.6): delta off by 3.8e-5 in fp16 and bf16, 1.04e-5 in fp32, and the
-            # gradient of weight by 2.1e-5 of its largest element. Tensor cores add with fewer bits than fp32 has.
-            options = {"parametrisation": parametrisation, "device": "cuda", "layout": layout, "rtol": 6e-5}
+            # Tensor cores add with fewer bits than fp32 has, and cut the rest off, always to the same side. Seen on an
+            # H100 (torch 2.11, triton 3.6): delta off by 3.8e-5 in fp16 and bf16, 1.04e-5 in fp32. The gradient of the
+            # gate sums products of delta and softplus, each off by as much: 8.6e-5 of its largest element.
+            options = {"device": "cuda", "layout": layout, "rtol": 6e-5, "sums": 1.2e-4}
+            options["parametrisation"] = parametrisation
             compare(*shape, dtype=dtype, **options)
 
 

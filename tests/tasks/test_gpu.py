@@ -64,23 +64,26 @@ def test_training_step_in_bf16(attention):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
-def test_every_dma_backend_gives_the_same_step():
+# Selection is discrete: where hidden states differ in the last bit of bf16, later layers choose other keys, and the
+# gradient of A, two numbers, differs by a quarter (seen on an H100, torch 2.11). So each number is compared where all
+# choose alike: in one layer, whose input is the same, and with a window that takes in every key.
+@pytest.mark.parametrize("same_choice", [{"num_hidden_layers": 1}, {"window": LENGTH}], ids=str)
+def test_every_dma_backend_gives_the_same_step(same_choice):
     names = dma_backends()
     assert "reference" in names and len(names) > 1
-    model, ids = build("dma").train(), tokens()
+    model, ids = build("dma", **same_choice).train(), tokens()
     model.config.dma_backend = "reference"
     loss, gradients = step(model, ids)
     for name in names:
         model.config.dma_backend = name
         other_loss, other = step(model, ids)
         torch.testing.assert_close(other_loss, loss, rtol=0.01, atol=0)
-        # Selection is discrete: where bf16 hidden states differ in the last bit, later layers choose other keys.
-        assert_near(other, gradients, 0.2)
+        assert_near(other, gradients, 0.1)
 
 
-@pytest.mark.parametrize("attention", KINDS)
-def test_compiled_training_step(attention):
-    model, ids = build(attention).train(), tokens()
+@pytest.mark.parametrize(("attention", "window"), [*((kind, 256) for kind in KINDS), ("dma", LENGTH)])
+def test_compiled_training_step(attention, window):
+    model, ids = build(attention, window=window).train(), tokens()
     loss, gradients = step(model, ids)
     torch._dynamo.reset()
     compiled = torch.compile(model)
@@ -89,7 +92,10 @@ def test_compiled_training_step(attention):
         other_loss = compiled(input_ids=ids, labels=ids).loss
     other_loss.backward()
     torch.testing.assert_close(other_loss.detach(), loss, rtol=0.01, atol=0)
-    assert_near({name: parameter.grad.float() for name, parameter in model.named_parameters()}, gradients, 0.2)
+    other = {name: parameter.grad.float() for name, parameter in model.named_parameters()}
+    if attention == "dma" and window < LENGTH:  # compiled layers round otherwise, so that some keys are others
+        other, gradients = ({"all": torch.cat([x.flatten() for x in of.values()])} for of in (other, gradients))
+    assert_near(other, gradients, 0.2)
 
 
 @pytest.mark.parametrize("attention", KINDS)
