@@ -1,32 +1,18 @@
 """How a claim's machine-readable rule turns the rows of one run into a verdict."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from dmabench.claim_rules_needle import judge_loss
+from dmabench.claim_rules_recall import judge_inference, judge_lead, judge_lead_growth
+from dmabench.finding import Finding, Kind, Rule, Terms
 from dmabench.reported import figure, masked_key, masked_rows, matches, ratios
 from dmabench.speedups import fastest_dense, shape_of
 
 Row = dict[str, Any]
-Rule = dict[str, Any]
 
 
-class Finding(NamedTuple):
-    """HOLDS, FAILS, NOT_SEPARATED or NO_ROWS, and why."""
-
-    verdict: str
-    detail: str
-
-
-class Kind(NamedTuple):
-    """A kind of rule: its evaluation (rule, margin, rows of one run) and the keys it takes."""
-
-    judge: Callable[[Rule, float, list[Row]], Finding]
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
-
-
-def judge_speedup(rule: Rule, margin: float, rows: list[Row]) -> Finding:
+def judge_speedup(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
     """Ratio of a baseline's time to a backend's, setting by setting, each with its interval.
 
     A setting holds if baseline p10 / backend p90 reaches the threshold and fails if baseline p90 / backend p10 does
@@ -45,7 +31,7 @@ def judge_speedup(rule: Rule, margin: float, rows: list[Row]) -> Finding:
         if base is None or low is None or high is None:
             continue
         threshold = published[row["seqlen"]] if one else rule["at_least"]
-        threshold *= 1 - margin
+        threshold *= 1 - terms.margin
         least, most = low[0] / high[1], low[1] / high[0]
         verdict = "HOLDS" if least >= threshold else "FAILS" if most < threshold else "NOT_SEPARATED"
         ratio = base[rule["measure"]] / row[rule["measure"]]
@@ -59,7 +45,7 @@ def judge_speedup(rule: Rule, margin: float, rows: list[Row]) -> Finding:
     return _combine(rule["of"], outcomes, missing, rule.get("min_settings", 1), _wanted(rule))
 
 
-def judge_exponent(rule: Rule, margin: float, rows: list[Row]) -> Finding:
+def judge_exponent(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
     """Least-squares slope of log time over log length at a fixed window, for every backend, window and delta.
 
     The steepest slope that the p10-p90 intervals allow must stay within at_most + margin; it fails if the flattest
@@ -77,7 +63,7 @@ def judge_exponent(rule: Rule, margin: float, rows: list[Row]) -> Finding:
         if len(by_length) < rule["min_points"]:
             continue
         flat, steep = _slopes(by_length, rule["measure"])
-        limit = rule["at_most"] + margin
+        limit = rule["at_most"] + terms.margin
         verdict = "HOLDS" if steep <= limit else "FAILS" if flat > limit else "NOT_SEPARATED"
         outcomes.append((verdict, f"T^{flat:.2f} to T^{steep:.2f} (at most {limit:.2f}) {key[0]} w {key[1]} {key[2]}"))
         seen.add(key[0])
@@ -86,7 +72,7 @@ def judge_exponent(rule: Rule, margin: float, rows: list[Row]) -> Finding:
     return _combine("all", outcomes, missing, 1, wanted)
 
 
-def judge_passed(rule: Rule, margin: float, rows: list[Row]) -> Finding:
+def judge_passed(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
     """Every row of the function that the gate judged must have PASSED.
 
     The reference is the yardstick and the masked baseline skips nothing: neither is evidence."""
@@ -119,6 +105,10 @@ KINDS = {
         judge_exponent, ("backend", "measure", "at_most", "min_windows", "min_points"), ("pass", "device")
     ),
     "passed": Kind(judge_passed, ("function", "passes"), ()),
+    "lead": Kind(judge_lead, ("task", "others"), ("attention", "where", "not_behind", "behind", "wilson", "sparse")),
+    "lead-growth": Kind(judge_lead_growth, ("task", "others", "base", "lengths"), ("attention", "where")),
+    "inference": Kind(judge_inference, ("task", "min_seqlen", "faster_by"), ("attention", "where")),
+    "loss": Kind(judge_loss, ("task", "others"), ("attention", "where")),
 }
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmabench.claim_rules import KINDS, Finding
+from dmabench.claim_rules import KINDS
 from dmabench.errors import Refusal
+from dmabench.finding import Finding, Terms
 from dmabench.reported import figure, reported_beside, reported_table
 
 __all__ = ["VERDICTS", "Claim", "Verdict", "load_claims", "reported_beside", "reported_table", "verdicts"]
@@ -80,8 +81,8 @@ def load_claims(path: Path = FILE) -> list[Claim]:
 def verdicts(claims: Iterable[Claim], rows: Iterable[dict[str, Any]]) -> list[Verdict]:
     """A verdict for every claim and every run that has rows for it; NO_ROWS, once, for a claim without any.
 
-    Runs are judged apart (machines and commits are never mixed). rows are those of `dmabench kernels`; claims about
-    anything else are NO_ROWS with the command that would make their rows.
+    Runs are judged apart (machines and commits are never mixed). Claims without a rule are NO_ROWS with the command
+    that would make their rows.
     """
     by_run: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
@@ -100,7 +101,9 @@ def verdicts(claims: Iterable[Claim], rows: Iterable[dict[str, Any]]) -> list[Ve
 
 def _judge(claim: Claim, run: Any, rows: list[dict[str, Any]]) -> Verdict:
     rule = claim.rule or {}
-    finding: Finding = KINDS[rule["kind"]].judge(rule, claim.margin, rows)
+    if "task" in rule and not any(row.get("task") == rule["task"] for row in rows):
+        return Verdict(claim, "NO_ROWS", f"no rows of {rule['task']}", run)
+    finding: Finding = KINDS[rule["kind"]].judge(rule, Terms(claim.margin, claim.minimum_seeds), rows)
     devices = ", ".join(dict.fromkeys(str(row["device"]) for row in rows if row.get("device")))
     return Verdict(claim, finding.verdict, finding.detail, run, devices or None)
 
