@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dmabench import __version__
-from dmabench.cli import doctor, kernels, listing, report
+from dmabench.cli import doctor, eval, kernels, listing, report
 from dmabench.errors import Refusal
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, report, listing, doctor):
+for command in (kernels, eval, report, listing, doctor):
     command.add_to(app)
 
 

@@ -54,12 +54,15 @@ class Answers:
         """Takes what another process computed."""
         self._known.update(others)
 
-    def close(self, delete: bool) -> None:
-        """Ends writing; deletes the files once the task's rows are stored."""
+    def close(self) -> None:
+        """Ends writing."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        if delete and self._stem is not None:
+
+    def delete(self) -> None:
+        """Deletes the files of all processes, once the task's rows are stored."""
+        if self._stem is not None:
             for path in self._stem.parent.glob(f"{self._stem.name}.*.jsonl"):
                 path.unlink(missing_ok=True)
 

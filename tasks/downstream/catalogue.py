@@ -139,6 +139,6 @@ def known() -> list[str]:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """"; did you mean X?", or nothing where no name is near."""
+    """ "; did you mean X?", or nothing where no name is near."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

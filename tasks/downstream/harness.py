@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import hash_string
 
 from dmabench.tasks.downstream import audit as audits
 from dmabench.tasks.downstream.catalogue import RULER_LENGTHS, known, nearest
 
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would start a process a core
-
-from lm_eval.evaluator import evaluate  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-from lm_eval.utils import hash_string  # noqa: E402
 
 BOOTSTRAP = 1000
 """Resamples for errors that have no formula (perplexities); accuracies have closed forms."""
@@ -32,10 +32,10 @@ SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 class Outcome:
     """What one task on one model gave."""
 
-    rows: list[dict[str, Any]]
-    """One for each metric of the task (of its groups and members too): part, task, metric, value, stderr, ..."""
-    scores: dict[str, list[Any]] = field(default_factory=dict)
-    """part -> the metric's value on each example, for parts of single tasks."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """One for each metric of the task (of its groups and members too): task, metric, value, stderr, ..."""
+    scores: list[list[Any]] = field(default_factory=list)
+    """For each row the metric on each example, those of a group one task after the other."""
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """task -> lm-eval's log of each example."""
 
@@ -43,6 +43,7 @@ class Outcome:
 def task_manager(overrides: Path, hub: bool) -> TaskManager:
     """Finds tasks by name: those of the folder that write_overrides filled and, with `hub`, all of lm-eval."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     return TaskManager(include_path=str(overrides), include_defaults=hub)
 
 
@@ -75,7 +76,9 @@ def load(
         with quiet():
             loaded = dict(manager.load([name]))
     except ImportError as error:
-        raise ValueError(f"{name} needs a library that is not installed: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(
+            f"{name} needs a library that is not installed: {str(error).strip().splitlines()[0]}"
+        ) from error
     except Exception as error:  # of datasets, of the hub's client and of the network
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the data of {name} cannot be had ({type(error).__name__}: {first})") from error
@@ -84,26 +87,27 @@ def load(
             task.set_config(key="num_fewshot", value=shots)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=SEEDS["fewshot"])
     return loaded
 
 
 def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = None) -> Outcome:
     """Scores a LanguageModel on the tasks of `load`.
 
-    Rows have: part, task, subtask_of (None for what was named), metric, filter, headline (the metric that tables show),
+    Rows have: task, subtask_of (None for what was named), metric, filter, headline (the metric that tables show),
     value, stderr, higher_is_better, chance, examples, of_examples, shots, output_type, task_version, task_hash, and
     the fields of the audit.
     """
     random.seed(SEEDS["random"])
     np.random.seed(SEEDS["numpy"])
     torch.manual_seed(SEEDS["torch"])
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=SEEDS["fewshot"])
     with quiet():
         results = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=True)
     assert results is not None  # None is for ranks of lm-eval's own, and our models have rank 0 for it
     samples: dict[str, list[dict[str, Any]]] = results["samples"]
     examples = audits.longest(model.asked)
-    outcome = Outcome([], {}, samples)
+    outcome = Outcome(samples=samples)
     for task in [*loaded["tasks"], *loaded.get("groups", {})]:
         leaves = _leaves(loaded, task)
         facts = {
@@ -122,10 +126,8 @@ def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = Non
         for (metric, way), (value, stderr) in metrics.items():
             if value == -1 and metric.isdecimal() and int(metric) in RULER_LENGTHS:
                 continue  # how RULER says that it has no example of this length
-            part = f"{task}/{metric}/{way}"
             outcome.rows.append(
                 {
-                    "part": part,
                     **facts,
                     "metric": metric,
                     "filter": way,
@@ -136,7 +138,7 @@ def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = Non
                     "chance": _chance(metric, [one for leaf in leaves for one in samples[leaf]], facts["output_type"]),
                 }
             )
-            outcome.scores[part] = [one[metric] for leaf in leaves for one in samples[leaf] if one["filter"] == way]
+            outcome.scores.append([one[metric] for leaf in leaves for one in samples[leaf] if one["filter"] == way])
     return outcome
 
 
@@ -154,7 +156,8 @@ def task_hash(samples: list[dict[str, Any]]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval prints to stdout, which belongs to the rows."""
+    """lm-eval prints to stdout, which belongs to the rows; our model says of every short text what the audit counts."""
+    logging.getLogger("dmabench.tasks.model").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

@@ -80,7 +80,8 @@ def sample_examples(name: str, split: str | None = None) -> int:
 def write_overrides(into: Path, folder: Path | None) -> None:
     """Writes definitions to `into` that include the stock ones and override their data source.
 
-    Tasks of `folder` (where there is one) keep their names; sample tasks are always there. A split whose file is
+    Tasks of `folder` (where there is one) keep their names; sample tasks, and RULER's, which make their own data, are
+    always there. A split whose file is
     missing is taken from the definition, unless it is the scored one: then the task is left out.
     """
     import yaml  # type: ignore[import-untyped,unused-ignore]
@@ -90,6 +91,8 @@ def write_overrides(into: Path, folder: Path | None) -> None:
         fields = {"task": name, "tag": None, "include": str(stock_at / stock.definition)}
         fields |= _source(stock, SAMPLE_ITEMS, into / "cache")
         _write(into / f"{name}.yaml", fields, yaml)
+    for name in (*RULER, "ruler"):
+        _write(into / f"{name}.yaml", {"include": str(_ruler_definition(stock_at, name))}, yaml)
     if folder is None:
         return
     for name, stock in stock_tasks().items():
@@ -99,8 +102,6 @@ def write_overrides(into: Path, folder: Path | None) -> None:
     for group in groups():
         if not serve(folder, group).missing:
             _write(into / f"{group}.yaml", {"include": str(stock_at / group_definition(group))}, yaml)
-    for name in (*RULER, "ruler"):  # they make their own data
-        _write(into / f"{name}.yaml", {"include": str(_ruler_definition(stock_at, name))}, yaml)
 
 
 def _source(stock: Stock, folder: Path, cache: Path) -> dict[str, Any]:
