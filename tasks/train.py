@@ -1,123 +1,272 @@
-"""The training loop of every task."""
+"""The training loop of every task: one process or several (torchrun), resumable to the bit, early stop on validation.
 
-import math
+    trained = train(model, examples, Recipe(steps=1000, batch=64, lr=1e-3), tools, validate)
+
+Weights, gradients and AdamW are float32; the forward runs under bf16 autocast on CUDA unless the recipe says fp32.
+"""
+
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dmabench.tasks.scoring import Score, labelled
+from dmabench.tasks import checkpoint
+from dmabench.tasks.batches import Batch, Feed, Part
+from dmabench.tasks.interrupts import Interrupts
+from dmabench.tasks.processes import Processes, deterministic
+from dmabench.tasks.recipe import Recipe, autocast, make_optimizer
+from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Examples, Progress, Tools
 
+__all__ = ["Recipe", "Trained", "train"]
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train."""
+LOOK_S = 0.5
+"""Seconds of training between looks: only there the device is waited for, to read losses and report them."""
+SAVE_S = 60.0
+"""Seconds between checkpoints."""
+LAST = 20
+"""Steps that the final loss is a mean of."""
 
-    steps: int
-    """At most."""
-    batch: int
-    """Examples a step, over all processes and accumulation steps."""
-    lr: float
-    """At its peak."""
-    warmup: float = 0.1
-    """Share of the steps over which lr rises from 0; then it falls to 0 as a cosine."""
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    """Largest norm of the gradient; 0: any."""
-    accumulate: int = 1
-    """Parts that a step's batch is computed in."""
-    precision: str = "bf16"
-    """bf16: float32 weights under bf16 autocast. fp32: float32 throughout."""
-    validate_every: int = 0
-    """Steps; 0: only at the end."""
-    stop_at: float | None = None
-    """Validation accuracy that ends training."""
-    seed: int = 0
+Validate = Callable[[Any], Score]
 
 
 @dataclass
 class Trained:
-    """What came of it."""
+    """What came of a training."""
 
     model: Any
+    """The model that was given, trained in place (with `shard` and several processes: a whole copy)."""
     steps: int
     tokens: int
     loss: float
     """Mean of the last steps, at most 20."""
     seconds: float
-    """Of training, validation left out; over all runs that it took."""
+    """Of training over all runs that it took; validation and checkpoints are left out."""
     tokens_per_s: float
+    """Without the first step of each run, in which kernels are compiled."""
     validation: Score | None
     """The last."""
     stopped: Literal["finished", "early"]
+    curve: list[float]
+    """Loss of each step: mean over its labels."""
+    validations: list[tuple[int, float]]
+    """Steps done and accuracy."""
+
+
+class LabelledLoss(nn.Module):
+    """The sum of cross-entropies in float32 at the labelled positions, which alone go through the output layer."""
+
+    def __init__(self, model: Any, precision: str) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Tensor:
+        """input_ids [B, T], index and targets [N], all int64, to a scalar."""
+        with autocast(input_ids.device, self.precision):
+            hidden = self.model.model(input_ids=input_ids).last_hidden_state
+            logits = self.model.lm_head(hidden.flatten(0, 1).index_select(0, index))
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+@dataclass
+class Past:
+    """What has happened so far; a checkpoint holds it."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    paced_tokens: int = 0
+    paced_seconds: float = 0.0
+    """Without the first step of each run."""
     curve: list[float] = field(default_factory=list)
-    """Loss of each step."""
+    validation: dict[str, Any] | None = None
     validations: list[tuple[int, float]] = field(default_factory=list)
-    """Step and accuracy."""
+    early: bool = False
 
 
-def train(
-    model: Any, examples: Examples, recipe: Recipe, tools: Tools, validate: Callable[[Any], Score] | None = None
-) -> Trained:
-    """Trains in place."""
-    device = torch.device(tools.device)
-    model.to(device).train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
-    curve: list[float] = []
-    validations: list[tuple[int, float]] = []
-    tokens, validation, stopped = 0, None, "finished"
-    started, paused = time.perf_counter(), 0.0
-    for step in range(recipe.steps):
-        rise = max(1, round(recipe.warmup * recipe.steps))
-        share = (step + 1 - rise) / max(1, recipe.steps - rise)
-        factor = (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * share))
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * factor
-        input_ids, labels = examples.batch(step, recipe.batch)
-        index, targets = labelled(labels)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            hidden = model.model(input_ids=input_ids.to(device)).last_hidden_state
-            logits = model.lm_head(hidden.flatten(0, 1)[index.to(device)])
-        loss = nn.functional.cross_entropy(logits.float(), targets.to(device))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.append(loss.item())
-        tokens += input_ids.numel()
-        if not math.isfinite(curve[-1]):
-            raise ValueError(f"the loss of step {step + 1} is {curve[-1]}: try a smaller --lr")
-        due = recipe.validate_every and (step + 1) % recipe.validate_every == 0
-        if validate is not None and (due or step + 1 == recipe.steps):
-            before = time.perf_counter()
-            validation = validate(model)
-            validations.append((step + 1, validation.accuracy))
-            paused += time.perf_counter() - before
-            if recipe.stop_at is not None and validation.accuracy >= recipe.stop_at:
-                stopped = "early"
-        seconds = time.perf_counter() - started - paused
-        accuracy = validation.accuracy if validation else None
-        tools.progress(Progress("train", step + 1, recipe.steps, curve[-1], accuracy, tokens / seconds))
-        if stopped == "early":
-            break
-    last = curve[-20:]
-    return Trained(
-        model,
-        len(curve),
-        tokens,
-        sum(last) / len(last),
-        seconds,
-        tokens / seconds,
-        validation,
-        stopped,
-        curve,
-        validations,
-    )
+def train(model: Any, examples: Examples, recipe: Recipe, tools: Tools, validate: Validate | None = None) -> Trained:
+    """Trains a model in place, or goes on from the checkpoint in `tools.folder`.
+
+    Resumed training gives the weights that an uninterrupted one gives, bit for bit on a CPU, and on a GPU with
+    `tools.deterministic`. Process r of n takes rows r, r + n, ... of each batch and the loss is a mean over the labels
+    of all, so that the number of processes and of accumulated parts changes rounding alone. SIGINT and SIGTERM save.
+
+    Args:
+        model: a DmabenchForCausalLM, or any module with `model` (tokens to hidden states), `model.layers`, `lm_head`
+            and `config`.
+        examples: a pure function of the step; called in another thread.
+        validate: called with the model every `recipe.validate_every` steps and at the end, in every process alike.
+
+    Raises:
+        ValueError: a loss that is not finite, a batch without labels or smaller than its parts, or a checkpoint of
+            another training, whose differences are named.
+        KeyboardInterrupt: after a signal, once the checkpoint is written.
+    """
+    with deterministic(tools.deterministic), Interrupts() as interrupts:
+        return _Training(model, examples, recipe, tools, validate, interrupts).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        model: Any,
+        examples: Examples,
+        recipe: Recipe,
+        tools: Tools,
+        validate: Validate | None,
+        interrupts: Interrupts,
+    ) -> None:
+        self.recipe, self.tools, self.examples, self.validate = recipe, tools, examples, validate
+        self.interrupts, self.processes = interrupts, Processes(tools.device)
+        self.device = self.processes.device
+        self.model = model.to(self.device).train()
+        self.identity = checkpoint.identity(recipe, model, examples)
+        if tools.compile:
+            for layer in model.model.layers:
+                layer.compile()  # in place and one by one: all layers of a kind share what is compiled
+        torch.manual_seed(recipe.seed)
+        self.module = self.processes.wrap(LabelledLoss(model, recipe.precision), model.model.layers, recipe.shard)
+        self.optimizer = make_optimizer(self.module, recipe)
+        self.past = self._resume()
+        self.pending: list[Tensor] = []
+        self.look_at = self.past.step + 1
+        self.marked = self.saved = time.perf_counter()
+        self.unpaced = True
+
+    def run(self) -> Trained:
+        processes, past = self.processes, self.past
+        pin = self.device.type == "cuda"
+        ended = past.early or past.step == self.recipe.steps
+        if not ended:
+            self.marked = time.perf_counter()
+            with Feed(self.examples, self.recipe, past.step, pin, processes.rank, processes.count) as feed:
+                for batch in feed:
+                    self._step(batch)
+                    due = self._validation_due()
+                    if due or past.step >= self.look_at or (self.interrupts.caught and processes.count == 1):
+                        self._look(due)
+                    if past.early:
+                        break
+        score = Score(**past.validation) if past.validation else None
+        last = past.curve[-LAST:]
+        tokens, seconds = past.paced_tokens or past.tokens, past.paced_seconds or past.seconds
+        return Trained(
+            processes.whole(self.model, self.recipe.shard),
+            past.step,
+            past.tokens,
+            sum(last) / len(last),
+            past.seconds,
+            tokens / seconds,
+            score,
+            "early" if past.early else "finished",
+            past.curve,
+            past.validations,
+        )
+
+    def _step(self, batch: Batch) -> None:
+        processes = self.processes
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(batch.step)
+        losses = []
+        with processes.without_sync(self.module):
+            for part in batch.parts[:-1]:
+                losses.append(self._backward(part, batch.labels))
+        losses.append(self._backward(batch.parts[-1], batch.labels))
+        if self.recipe.clip:
+            processes.clip(self.module, self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.pending.append(torch.stack(losses).sum())
+        self.past.step += 1
+        self.past.tokens += batch.tokens
+        if not self.unpaced:
+            self.past.paced_tokens += batch.tokens
+
+    def _backward(self, part: Part, labels: int) -> Tensor:
+        """This process's share of the step's loss."""
+        part = part.to(self.device)
+        loss = self.module(part.input_ids, part.index, part.targets) / labels
+        (loss * self.processes.count).backward()  # gradients become means over the processes
+        return loss.detach()
+
+    def _validation_due(self) -> bool:
+        every, step = self.recipe.validate_every, self.past.step
+        return self.validate is not None and (step == self.recipe.steps or (every > 0 and step % every == 0))
+
+    def _look(self, validation_due: bool) -> None:
+        """Waits for the device; then losses, progress, validation, checkpoint, interruption."""
+        past, processes = self.past, self.processes
+        asked = torch.tensor([float(self.interrupts.caught)], device=self.device)
+        *losses, signals = processes.sum(torch.cat([torch.stack(self.pending), asked])).tolist()
+        now = time.perf_counter()
+        seconds = now - self.marked
+        past.curve += losses
+        past.seconds += seconds
+        self._require_finite(losses)
+        if not self.unpaced:
+            past.paced_seconds += seconds
+        self.unpaced = False
+        self.pending = []
+        if validation_due:
+            self._validate()
+        self._report("train")
+        ended = past.early or past.step == self.recipe.steps
+        wanted = max(1, round(len(losses) * LOOK_S / max(seconds, 1e-6)))
+        save = ended or signals > 0 or now - self.saved > SAVE_S
+        save, wanted = processes.agree((save, wanted))
+        self.look_at = min(past.step + wanted, self.recipe.steps)
+        if save:
+            self._save()
+        if signals and not ended:
+            raise KeyboardInterrupt
+        self.marked = time.perf_counter()
+
+    def _require_finite(self, losses: list[float]) -> None:
+        for number, loss in enumerate(losses, self.past.step - len(losses) + 1):
+            if not abs(loss) < float("inf"):
+                where = f"the loss of step {number} of {self.recipe.steps} is {loss}"
+                raise ValueError(f"{where}: training diverged; a smaller lr (now {self.recipe.lr:g}) is the first cure")
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        past = self.past
+        self._report("validate")
+        self.model.eval()
+        score = self.processes.agree(self.validate(self.processes.whole(self.model, self.recipe.shard)))
+        self.model.train()
+        past.validation = asdict(score)
+        past.validations.append((past.step, score.accuracy))
+        past.early = self.recipe.stop_at is not None and score.accuracy >= self.recipe.stop_at
+
+    def _report(self, stage: str) -> None:
+        if not self.processes.first:
+            return
+        past = self.past
+        tokens, seconds = past.paced_tokens or past.tokens, past.paced_seconds or past.seconds
+        accuracy = past.validations[-1][1] if past.validations else None
+        self.tools.progress(Progress(stage, past.step, self.recipe.steps, past.curve[-1], accuracy, tokens / seconds))
+
+    def _save(self) -> None:
+        rest = {
+            "past": asdict(self.past),
+            "recipe": asdict(self.recipe),
+            "identity": self.identity,
+            "random": self.processes.gather(checkpoint.random_state(self.device)),
+        }
+        checkpoint.save(self.tools.folder, self.module, self.optimizer, rest, writes=self.processes.first)
+        self.processes.wait()
+        self.saved = time.perf_counter()
+
+    def _resume(self) -> Past:
+        held = checkpoint.read(self.tools.folder)
+        if held is None:
+            return Past()
+        checkpoint.check(held, self.recipe, self.identity, self.tools.folder)
+        checkpoint.restore(held, self.module, self.optimizer)
+        states = held["rest"]["random"]
+        checkpoint.set_random_state(states[self.processes.rank % len(states)], self.device)
+        return Past(**held["rest"]["past"])
