@@ -32,8 +32,8 @@ CLOCK_REASONS = {
 }
 
 
-def describe() -> dict[str, Any]:
-    """The machine and the software, as it goes into a run's manifest.
+def describe(more: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The machine and the software (the packages in `more` too), as it goes into a run's manifest.
 
     Keys: python, platform, versions {package: version or None}, git {sha, dirty}, gpus [{name, uuid, driver,
     memory_mib}], visible_gpus (CUDA_VISIBLE_DEVICES or None), cpu {model, cores}. Raises Refusal when DMABENCH_COMMIT
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "versions": versions(),
+        "versions": versions(more),
         "git": git_state(),
         "gpus": gpus(),
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -70,14 +70,14 @@ def device_name(environment: dict[str, Any], device: str | None = None) -> str:
     return ", ".join(counted) or cpu
 
 
-def versions() -> dict[str, str | None]:
+def versions(more: tuple[str, ...] = ()) -> dict[str, str | None]:
     """Versions from the packages' metadata (importing torch would take seconds)."""
     found: dict[str, str | None] = {}
-    for package in PACKAGES + OPTIONAL_PACKAGES:
+    for package in PACKAGES + more + OPTIONAL_PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            if package in PACKAGES:
+            if package in PACKAGES + more:
                 found[package] = None
     found["torch"] = _torch_build() or found["torch"]
     return found

@@ -28,7 +28,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a run, and one sentence for each line that had to be skipped (file name and line number).
+    """The rows of a run, and one sentence for each line that had to be skipped (file name and line number) and each
+    cell that is not whole.
 
     Raises Refusal when the folder is no run, or a row was written by a newer dmabench.
     """
@@ -53,7 +54,29 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         _refuse_newer(row["schema"], f"{path.name}/{ROWS}, line {number},")
         rows.append(row)
-    return rows, problems
+    whole, parts = _whole_cells(rows)
+    return whole, problems + [f"{path.name}: {told}" for told in parts]
+
+
+def _whole_cells(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows without those of cells that miss parts, and without those of an earlier attempt at a cell; and what misses.
+
+    A crash between the parts of a cell leaves some. A resumed run does such a cell again, from part 1.
+    """
+    latest: dict[str, dict[int | None, int]] = {}
+    for at, row in enumerate(rows):
+        if row.get("parts") is not None:
+            if row.get("part") == 1:
+                latest[row["cell"]] = {}
+            latest.setdefault(row["cell"], {})[row.get("part")] = at
+    kept, problems = set(), []
+    for cell, parts in latest.items():
+        count = max(rows[at]["parts"] for at in parts.values())
+        if len(parts) == count:
+            kept |= set(parts.values())
+        else:
+            problems.append(f"cell {cell} has {len(parts)} of its {count} rows, which are left out until a resume")
+    return [row for at, row in enumerate(rows) if row.get("parts") is None or at in kept], problems
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:

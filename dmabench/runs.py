@@ -163,7 +163,7 @@ class Run:
         return stored
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows stored so far; damaged lines are left out (see read_rows)."""
+        """The rows stored so far; damaged lines and parts of cells are left out (see read_rows)."""
         return read_rows(self.path)[0]
 
     def done(self) -> set[str]:
@@ -271,6 +271,10 @@ def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     }
     identity |= {f"version of {name}": version for name, version in (environment.get("versions") or {}).items()}
     settings = json.loads(json.dumps(plain(manifest.get("settings") or {})))
+    blocks = settings.pop("blocks", None) or []
+    for number, block in enumerate(blocks, start=1):
+        which = f" of block {number}" if len(blocks) > 1 else ""
+        identity |= {f"setting {name}{which}": value for name, value in block.items()}
     return identity | {f"setting {name}": value for name, value in settings.items()}
 
 

@@ -64,18 +64,22 @@ class WorkerProcess:
         except BrokenPipeError:
             pass  # it died already: the end of its output says so to `receive`
 
-    def receive(self) -> Message:
+    def receive(self, least_s: float = 0.0) -> Message:
         """The next answer.
+
+        Args:
+            least_s: wait so long at least, whatever timeout_s says.
 
         Raises:
             Lost: there is none for timeout_s, or the process died.
         """
         assert self._process is not None
+        seconds = max(self.timeout_s, least_s)
         try:
-            line = self._lines.get(timeout=self.timeout_s)
+            line = self._lines.get(timeout=seconds)
         except queue.Empty:
             self.stop()
-            reason = f"no answer for {self.timeout_s:.0f} s; raise --cell-timeout if it is only slow"
+            reason = f"no answer for {seconds:.0f} s; raise --cell-timeout if it is only slow"
             raise Lost("TIMEOUT", reason) from None
         if line is None:
             code = self._process.wait()

@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -37,7 +38,12 @@ class What(StrEnum):
 
 
 # The table leaves out what would make it too wide for a terminal; --json has it all. A run's name says its start.
-LEFT_OUT = {What.runs: ("command", "started"), What.claims: ("source",), What.models: ("window",)}
+LEFT_OUT = {
+    What.runs: ("command", "started"),
+    What.claims: ("source",),
+    What.models: ("window",),
+    What.tasks: ("axes",),
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +62,7 @@ def list_things(
         What.backends: lambda: (backends(device), "No backend is registered."),
         What.models: lambda: (_models(), "There is no model."),
         What.runs: lambda: _runs(results),
-        What.tasks: lambda: ([], "No task is built yet: `dmabench kernels` measures the attention functions alone."),
+        What.tasks: lambda: (_tasks(), "There is no task."),
         What.claims: lambda: (_claims(), "No claim is registered."),
         What.presets: lambda: (_presets(), "There is no preset."),
     }
@@ -130,9 +136,35 @@ def _claims() -> list[dict[str, Any]]:
     ]
 
 
+def _tasks() -> list[dict[str, Any]]:
+    """Every task, with its axes and presets, or why it cannot be used."""
+    from dmabench.cli.tasks import load
+    from dmabench.tasks import registry
+
+    listed: list[dict[str, Any]] = []
+    for name, about in registry.names().items():
+        try:
+            task = load(name)
+        except Refusal as refusal:
+            listed.append({"task": name, "about": str(refusal), "axes": [], "presets": []})
+            continue
+        axes = [axis.name for axis in task.axes]
+        listed.append({"task": name, "about": task.about or about, "axes": axes, "presets": list(task.presets)})
+    return listed
+
+
 def _presets() -> list[dict[str, Any]]:
-    presets: dict[str, dict[str, Any]] = importlib.import_module("dmabench.presets").PRESETS
-    return [{"preset": name, **settings} for name, settings in presets.items()]
+    """Of `dmabench kernels` and of every task that can be used."""
+    from dmabench.cli.tasks import load
+    from dmabench.presets import PRESETS
+    from dmabench.tasks import registry
+
+    listed = [{"preset": name, "command": "kernels", **settings} for name, settings in PRESETS.items()]
+    for name in registry.names():
+        with suppress(Refusal):  # `list tasks` says why
+            for preset, of in load(name).presets.items():
+                listed.append({"preset": preset, "command": name, "about": of.about, "blocks": list(of.blocks)})
+    return listed
 
 
 def _print(found: list[dict[str, Any]]) -> None:
@@ -163,5 +195,12 @@ def _text(value: Any) -> str:
             else ", ".join(value)
         )
     if isinstance(value, dict):
-        return " ".join(f"--{key.replace('_', '-')} {item}" for key, item in value.items())
+        return " ".join(_flag(key.replace("_", "-"), item) for key, item in value.items())
     return str(value)
+
+
+def _flag(name: str, value: Any) -> str:
+    """An option as it is typed."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"

@@ -6,15 +6,27 @@ Exit codes: 0 all well, 1 a measured cell failed, 2 usage, 3 nothing could be me
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dmabench import __version__
-from dmabench.cli import doctor, eval, kernels, listing, report
+from dmabench.cli import doctor, eval, kernels, listing, report, tasks
 from dmabench.errors import Refusal
 
+
+class Commands(TyperGroup):
+    """A task's command gets its options when it is called, from a module that imports torch; until then it is a name
+    and a line of help."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, (tasks.command(name) if name else None) or command, rest
+
+
 app = typer.Typer(
+    cls=Commands,
     name="dmabench",
     help="Is trainable sparse attention faster, and is it any good? Measure it.",
     no_args_is_help=True,
@@ -40,7 +52,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, eval, report, listing, doctor):
+for command in (kernels, tasks, eval, report, listing, doctor):
     command.add_to(app)
 
 
@@ -54,7 +66,8 @@ def run() -> None:
     except Refusal as refusal:
         if debug:
             traceback.print_exc()
-        _say(str(refusal))
+        if os.environ.get("RANK", "0") == "0":  # of several processes, which all refuse, one says it
+            _say(str(refusal))
         sys.exit(2)
     except KeyboardInterrupt:
         _say("interrupted")

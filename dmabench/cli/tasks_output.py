@@ -1,0 +1,145 @@
+"""What the command of a task prints: cells before a run; tables, notes and what to do next after it."""
+
+from typing import TYPE_CHECKING, Any
+
+from dmabench.cli.output import WIDTH, exit_code, json_lines, say, to_stdout
+from dmabench.tasks.task import Task
+from dmabench.trial_roof import Roof, roof_of
+from dmabench.trials import Trial, text, varying
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dmabench.runs import Run
+
+Row = dict[str, Any]
+
+
+def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) -> None:
+    """What --dry-run shows: the cells, each with what it takes at most; seeds on one line."""
+    roof = roof_of(device)
+    if as_json:
+        lines = [_as_json(trial, roof) for trial in trials]
+        to_stdout(lambda console: json_lines(console, lines))
+        return
+    notes: list[str] = []
+    table = _cells_table(task, trials, roof, notes)
+    seconds = sum(roof.seconds(trial.cost.flops) for trial in trials)
+    count = f"{len(trials)} cell{'s' * (len(trials) != 1)}"
+    shared = [axis.name for axis in task.axes if axis.name not in varying(task, trials)]
+    values = {name: text(trials[0].settings[name]) for name in shared}
+
+    def write(console: "Console") -> None:
+        from rich.text import Text
+
+        told = " · ".join(f"{name} {value}" for name, value in values.items() if value)
+        console.print(Text(f"{task.name}: {count}, about {_time(seconds)}; nothing was trained", style="bold"))
+        console.print(Text(told))
+        console.print(table)
+        for note in notes:
+            console.print(Text(note), style="dim")
+
+    to_stdout(write)
+    say(f"time on one device, at most (training may stop early): {roof.about}", "dim")
+
+
+def _as_json(trial: Trial, roof: Roof) -> Row:
+    cost = trial.cost
+    told = {"tokens": cost.tokens, "flops": cost.flops, "minutes": roof.seconds(cost.flops) / 60, "mib": cost.mib}
+    status = "UNSUPPORTED" if trial.refusal else None
+    head = {"task": trial.task, "cell": trial.id, "status": status, "reason": trial.refusal}
+    return {**head, **trial.settings, **told}
+
+
+def _cells_table(task: Task, trials: list[Trial], roof: Roof, notes: list[str]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    names = [name for name in varying(task, trials) if name != "seed"]
+    seeds = "seed" in varying(task, trials)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    types = {axis.name: axis.type for axis in task.axes}
+    for name in names:
+        table.add_column(name, justify="left" if types[name] is str else "right", overflow="fold")
+    for header in [*["seeds"] * seeds, "tokens", "time", "MiB"]:
+        table.add_column(header, justify="right", no_wrap=True)
+    merged: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in trials:
+        merged.setdefault(tuple(text(trial.settings[name]) for name in names), []).append(trial)
+    for values, same in merged.items():
+        cost, refusal = same[0].cost, same[0].refusal
+        told = [",".join(text(trial.settings["seed"]) for trial in same)] * seeds
+        if refusal:
+            if refusal not in notes:
+                notes.append(refusal)
+            table.add_row(*values, *told, f"[{notes.index(refusal) + 1}]".replace("[", r"\["), "", "", style="dim")
+        else:
+            seconds = sum(roof.seconds(trial.cost.flops) for trial in same)
+            tokens = _millions(sum(trial.cost.tokens for trial in same))
+            table.add_row(*values, *told, tokens, _time(seconds), f"{cost.mib:,.0f}")
+    notes[:] = [f"[{number}] cannot be: {reason}" for number, reason in enumerate(notes, start=1)]
+    return table
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "<1 s"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:.3g}M" if tokens >= 1e5 else str(tokens)
+
+
+def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool, interrupted: bool, cells: int) -> int:
+    """The rows of a run on stdout; everything else, and the files it left, on stderr. Returns the exit code.
+
+    Args:
+        which: the settings it ran with, in words.
+        cells: how many were asked for.
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from dmabench.task_tables import notes, tables
+
+    found = find_spec("dmabench.task_charts")
+    draw_run = import_module("dmabench.task_charts").draw_run if found else lambda path: []
+
+    # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
+    drawn, undrawn = [], ""
+    try:
+        drawn = draw_run(run.path)
+    except OSError as error:  # a full disk, say: the rows are stored and are shown all the same
+        undrawn = f"The charts could not be written: {error.strerror or error}."
+    if as_json:
+        to_stdout(lambda console: json_lines(console, rows))
+    elif rows:
+
+        def write(console: "Console") -> None:
+            for number, table in enumerate(tables(task, rows, min(WIDTH, console.width))):
+                if number:
+                    console.print()
+                console.print(table)
+
+        to_stdout(write)
+    say(which, "dim")
+    for note in notes(task, rows):
+        say(f"note: {note}", "yellow")
+    if undrawn:
+        say(undrawn, "yellow")
+    if interrupted:
+        done = len({row["cell"] for row in rows})
+        told = f"{done} of {cells} cells are stored" if done else "no cell was finished yet"
+        say(f"Interrupted: {told}. Repeat the command with --resume {run.name} to go on.", "bold")
+    elif not any(row["status"] == "PASSED" for row in rows):
+        say("Nothing could be scored: every row says why.")
+    say(f"{'rows and charts' if drawn else 'rows'}: {run.path}", wrap=False)
+    return exit_code(rows, interrupted)

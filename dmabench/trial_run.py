@@ -1,0 +1,124 @@
+"""Running the cells of a task: in a worker process, or in this one where torchrun started several; rows are stored as
+they come."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from dmabench.ranks import Ranks
+from dmabench.runs import Run
+from dmabench.tasks.task import Progress
+from dmabench.trials import Trial
+from dmabench.worker_process import Lost, WorkerProcess
+
+COMMAND = (sys.executable, "-P", "-m", "dmabench.trial_worker")  # -P: the current folder is not importable
+START_S = 300.0
+"""How long a worker may take to start and import what the task needs."""
+GRACE_S = 60.0
+"""How long a worker may take to save its checkpoint after a Ctrl-C."""
+CELLS = "cells"
+"""The folder of a run in which cells keep their checkpoints."""
+
+Row = dict[str, Any]
+Outcome = dict[str, Any]
+Told = Callable[[Progress], None]
+
+
+class Runner(Protocol):
+    """Something that runs one cell."""
+
+    def __call__(self, request: dict[str, Any], told: Told) -> Outcome:
+        """The outcome of dmabench.trial_worker.attempt; KeyboardInterrupt once its checkpoint is saved."""
+        ...
+
+
+def in_worker(worker: WorkerProcess) -> Runner:
+    """Runs cells in a worker, whose death or silence costs the cell."""
+
+    def run(request: dict[str, Any], told: Told) -> Outcome:
+        try:
+            worker.send(request)
+            worker.receive(START_S)  # "begin": what a cell may take does not include the start of a process
+            while True:
+                message = worker.receive()
+                if message.pop("event") == "progress":
+                    told(Progress(**message))
+                else:
+                    if message["lost"]:
+                        worker.stop()  # the next cell gets a fresh one
+                    return message
+        except Lost as lost:
+            return {"status": lost.status, "reason": lost.reason, "rows": []}
+        except KeyboardInterrupt:
+            worker.interrupt(GRACE_S)
+            raise
+
+    return run
+
+
+def in_process(request: dict[str, Any], told: Told) -> Outcome:
+    """Runs a cell in this process, one of several that train it together."""
+    from dmabench.trial_worker import attempt, make_tools
+
+    return attempt(request["task"], request["settings"], make_tools(request, told))
+
+
+def run_trials(
+    trials: list[Trial],
+    run: Run,
+    runner: Runner,
+    how: dict[str, Any],
+    device_name: str,
+    keep_models: bool,
+    ranks: Ranks,
+    began: Callable[[Trial], Told],
+    ended: Callable[[Trial, list[Row]], None],
+) -> None:
+    """Runs the cells that have no rows yet and stores the rows of each when it is finished.
+
+    Args:
+        how: device, deterministic and compile, as a worker is told them.
+        device_name: for the rows.
+        keep_models: leave the folder of each cell, with what the task saved in it.
+        began: told of each cell that starts; returns who is told of its progress.
+        ended: told of each cell's rows.
+
+    Raises:
+        KeyboardInterrupt: a Ctrl-C; the cell that was running has saved its checkpoint.
+    """
+    for trial in trials:
+        folder = run.path / CELLS / trial.id
+        told = began(trial)
+        if trial.refusal:
+            outcome: Outcome = {"status": "UNSUPPORTED", "reason": trial.refusal, "rows": []}
+        else:
+            outcome = runner({"task": trial.task, "settings": trial.settings, "folder": str(folder), **how}, told)
+        rows = rows_of(trial, outcome, device_name, ranks.count)
+        if ranks.first:
+            rows = [run.append(row) for row in rows]
+            if not keep_models:
+                _remove(folder)
+        ended(trial, rows)
+        if ranks.count > 1 and outcome["status"] not in ("PASSED", "UNSUPPORTED"):
+            # The others may be anywhere in the cell: none of them can be asked for another.
+            raise SystemExit(f"dmabench: {outcome['status']} in process {ranks.rank}: {outcome['reason']}")
+    if ranks.first and (run.path / CELLS).is_dir() and not any((run.path / CELLS).iterdir()):
+        (run.path / CELLS).rmdir()
+
+
+def rows_of(trial: Trial, outcome: Outcome, device_name: str, processes: int = 1) -> list[Row]:
+    """The rows to be stored: each of the task's, or one that says why there is none."""
+    found = outcome["rows"] or [{}]
+    head = {"task": trial.task, "cell": trial.id}
+    about = {"status": outcome["status"], "reason": outcome["reason"], "device": device_name, "processes": processes}
+    return [
+        {**head, "part": number, "parts": len(found), **about, **trial.settings, **row}
+        for number, row in enumerate(found, start=1)
+    ]
+
+
+def _remove(folder: Path) -> None:
+    """Checkpoints of a cell whose rows are stored: nobody needs them, and nothing is lost where they cannot go."""
+    shutil.rmtree(folder, ignore_errors=True)

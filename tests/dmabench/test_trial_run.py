@@ -1,0 +1,132 @@
+"""Running cells: what is stored, what becomes of their folders, what an interruption leaves. No process, no torch."""
+
+import pytest
+
+from dmabench.ranks import Ranks
+from dmabench.run_folder import append_line, read_rows
+from dmabench.runs import Run
+from dmabench.tasks.task import Cost
+from dmabench.trial_run import rows_of, run_trials
+from dmabench.trials import Trial
+
+ALONE = Ranks(0, 1, 0)
+HOW = {"device": "cpu", "deterministic": False, "compile": False}
+
+
+def trial(attention="mha", refusal=None, **settings):
+    return Trial("toy", {"attention": attention, "lengths": (64, 128), "seed": 0, **settings}, refusal, Cost(0, 0, 0))
+
+
+@pytest.fixture
+def run(tmp_path, environment, monkeypatch):
+    monkeypatch.setattr("dmabench.runs.environment_module.gpu_state", lambda: [])
+    return Run.start(tmp_path, "toy", [], {}, environment)
+
+
+def start(trials, run, outcomes, keep=False, ranks=ALONE):
+    """Runs the cells; their outcomes come from a list, an exception among them is raised. Returns what was asked."""
+    asked, ended, left = [], [], iter(outcomes)
+
+    def runner(request, told):
+        asked.append(request)
+        folder = run.path / "cells" / request["folder"].rpartition("/")[2]
+        folder.mkdir(parents=True)
+        (folder / "checkpoint").write_text("weights")
+        outcome = next(left)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def go():
+        run_trials(trials, run, runner, HOW, "Some GPU", keep, ranks, lambda _: None, lambda t, r: ended.extend(r))
+
+    return asked, ended, go
+
+
+def passed(*rows):
+    return {"status": "PASSED", "reason": None, "rows": list(rows)}
+
+
+def test_each_row_of_a_cell_tells_its_part_and_the_settings(run):
+    asked, ended, go = start([trial()], run, [passed({"accuracy": 1.0}, {"accuracy": 0.5})])
+    go()
+    rows = run.rows()
+    assert [(row["part"], row["parts"], row["accuracy"]) for row in rows] == [(1, 2, 1.0), (2, 2, 0.5)]
+    for row in rows:
+        assert row["task"] == "toy" and row["cell"] == trial().id and row["device"] == "Some GPU"
+        assert row["attention"] == "mha" and row["lengths"] == [64, 128] and row["seed"] == 0
+        assert row["status"] == "PASSED" and row["reason"] is None and row["run"] == run.name
+    assert ended == rows and asked[0]["settings"] == trial().settings and asked[0]["device"] == "cpu"
+
+
+def test_a_refused_cell_is_unsupported_and_never_runs(run):
+    asked, _, go = start([trial(refusal="too small: take --x 2")], run, [])
+    go()
+    (row,) = run.rows()
+    assert not asked and (row["status"], row["reason"]) == ("UNSUPPORTED", "too small: take --x 2")
+    assert (row["part"], row["parts"], row["attention"]) == (1, 1, "mha")
+
+
+def test_the_folder_of_a_cell_goes_when_its_rows_are_stored(run):
+    _, _, go = start([trial(), trial("dma")], run, [passed({}), {"status": "TIMEOUT", "reason": "slow", "rows": []}])
+    go()
+    assert [row["status"] for row in run.rows()] == ["PASSED", "TIMEOUT"]
+    assert not (run.path / "cells").exists()
+
+
+def test_models_are_kept_where_asked(run):
+    _, _, go = start([trial()], run, [passed({})], keep=True)
+    go()
+    assert (run.path / "cells" / trial().id / "checkpoint").read_text() == "weights"
+
+
+def test_an_interrupted_cell_keeps_its_checkpoint_and_has_no_row(run):
+    _, _, go = start([trial(), trial("dma"), trial("swa")], run, [passed({}), KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    assert run.done() == {trial().id}
+    assert [path.name for path in (run.path / "cells").iterdir()] == [trial("dma").id]
+
+
+def test_of_several_processes_one_writes_and_all_end_where_one_fails(run):
+    second = Ranks(1, 2, 1)
+    starved = {"status": "OUT_OF_MEMORY", "reason": "80 GiB", "rows": []}
+    asked, _, go = start([trial(), trial("dma")], run, [passed({}), starved], ranks=second)
+    with pytest.raises(SystemExit, match="OUT_OF_MEMORY in process 1: 80 GiB"):
+        go()
+    assert len(asked) == 2 and run.rows() == []
+
+
+def test_a_cell_with_missing_parts_is_done_again_and_its_old_parts_are_superseded(run):
+    whole, half = trial(), trial("dma")
+    for row in rows_of(whole, passed({"n": 1}, {"n": 2}), "d"):
+        run.append(row)
+    run.append(rows_of(half, passed({"n": 3}, {"n": 4}, {"n": 5}), "d")[0])  # then the power went
+    rows, problems = read_rows(run.path)
+    assert [row["n"] for row in rows] == [1, 2] and run.done() == {whole.id}
+    assert len(problems) == 1 and f"cell {half.id} has 1 of its 3 rows" in problems[0]
+    for row in rows_of(half, passed({"n": 6}, {"n": 7}), "d"):
+        run.append(row)
+    assert [row["n"] for row in run.rows()] == [1, 2, 6, 7] and run.done() == {whole.id, half.id}
+    assert read_rows(run.path)[1] == []
+
+
+def test_rows_without_parts_are_all_kept(run):
+    for n in range(2):
+        append_line(run.path / "rows.jsonl", {"schema": 1, "cell": "same", "n": n})
+    assert [row["n"] for row in run.rows()] == [0, 1]
+
+
+def test_a_resume_names_the_axis_that_changed(run, environment):
+    from dmabench.errors import Refusal
+
+    def settings(*blocks):
+        return {"blocks": [{"pairs": "8", "lr": lr} for lr in blocks], "device": "cpu"}
+
+    one = Run.start(run.path.parent, "toy", [], settings("1e-3"), environment)
+    with pytest.raises(Refusal, match="setting lr: 1e-3 -> 3e-3\n"):
+        Run.resume(one.path, "toy", settings("3e-3"), environment)
+    two = Run.start(run.path.parent, "toy", [], settings("1e-3", "2e-3"), environment)
+    with pytest.raises(Refusal, match="setting lr of block 2: 2e-3 -> 3e-3\n"):
+        Run.resume(two.path, "toy", settings("1e-3", "3e-3"), environment)
+    assert Run.resume(two.path, "toy", settings("1e-3", "2e-3"), environment).path == two.path
