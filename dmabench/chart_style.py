@@ -19,6 +19,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
+    "hatch.linewidth": 0.6,
     "svg.fonttype": "path",
     "svg.hashsalt": "dmabench",
 }

@@ -14,6 +14,8 @@ Key = tuple[Any, ...]
 CONTROL = "mha"
 """The attention that controls every comparison: it sees all keys, so what it has not learned, nobody was taught."""
 UNDERTRAINED = "UNDERTRAINED"
+PARTS = ("kind", "test_len", "depth")
+"""Fields that tell the rows of one cell apart. A cell that failed has one row, with all values or none."""
 
 
 def judged(task: Task, rows: Iterable[Row]) -> list[Row]:
@@ -28,7 +30,8 @@ def judged(task: Task, rows: Iterable[Row]) -> list[Row]:
     found = []
     controls = _controls(task, [row for row in rows if row.get("lr") == chosen[rate_key(task, row)]])
     for row in rows:
-        value, why = controls.get(control_key(task, row), (None, _absent(task)))
+        key = control_key(task, row)
+        value, why = controls.get(key) or controls.get((*key[:-1], None)) or (None, _absent(task))
         told = {**row, "chosen": row.get("lr") == chosen[rate_key(task, row)], "control": value}
         if row.get("status") == "PASSED" and why:
             told |= {"status": UNDERTRAINED, "reason": why}
@@ -57,25 +60,25 @@ def control_key(task: Task, row: Row) -> Key:
     """What a row shares with its control: all settings save attention, the axes that matter to some attentions alone,
     learning rate and seed; and the kind of question, where a cell is asked several."""
     own = [axis.name for axis in task.axes if axis.only]
-    return (*settings_key(task, row, ("attention", "lr", "seed", *own)), row.get("kind"))
+    return (*settings_key(task, row, ("attention", "lr", "seed", *own)), part(row, "kind"))
 
 
 def settings_key(task: Task, row: Row, without: Iterable[str] = ()) -> Key:
-    """Values of the task's axes. An axis that is not swept counts where the row has all its values: where it has one
-    of them, the row is a part of its cell (one test length, say)."""
-    left_out = set(without)
-    values = []
-    for axis in task.axes:
-        value = row.get(axis.name)
-        if axis.name in left_out or (not axis.swept and not isinstance(value, list | tuple)):
-            continue
-        values.append(tuple(value) if isinstance(value, list) else value)
-    return tuple(values)
+    """Values of the task's axes, save those whose values are parts of one cell."""
+    left_out = {*without, *PARTS}
+    values = (row.get(axis.name) for axis in task.axes if axis.name not in left_out)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def part(row: Row, name: str) -> Any:
+    """Which part of its cell a row is; None for a row about the whole cell."""
+    value = row.get(name)
+    return None if isinstance(value, list | tuple) else value
 
 
 def within_training(row: Row) -> bool:
     """Was the model trained at this length, or a longer one? True for tasks that test where they trained."""
-    tested, trained = row.get("test_len"), row.get("train_len")
+    tested, trained = part(row, "test_len"), row.get("train_len")
     return tested is None or trained is None or tested <= trained
 
 

@@ -15,8 +15,13 @@ HEADERS = {
     "mla_latent": "latent",
     "nsa_topk": "top-k",
     "train_len": "trained",
-    "attention": "attention",
+    "short_conv": "conv",
 }
+SHOWN = (
+    *("pattern", "pairs", "seqlen", "train_len", "vocab", "window"),
+    *("d_model", "layers", "heads", "positions", "short_conv", "lr"),
+)
+"""Settings that the line above a table tells when all rows share them."""
 ORDER = ("mha", "swa", "mla", "nsa", "dma")
 LEFT = ("attention", "kind", "pattern", "positions", "status", "interval", "")
 """Headers of columns that hold words."""
@@ -114,7 +119,7 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
 def _settings(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
     """A column for every axis in which the rows differ; the attention always."""
     own = [axis.name for axis in task.axes if axis.only]
-    left_out = ("attention", "window", "mla_latent", "nsa_topk", "seed", "lr", "test_len", "train_len", "depth")
+    left_out = ("attention", "window", "mla_latent", "nsa_topk", "seed", "lr", "train_len")
     columns: dict[str, Column] = {}
     for name in varying(task, rows, left_out):
         columns[HEADERS.get(name, name.replace("_", " "))] = lambda row, name=name: length(row.get(name))  # type: ignore[misc]
@@ -146,10 +151,7 @@ def _sheet(title: str, task: Task, rows: Sequence[Row], columns: dict[str, Colum
 
 
 def _title(title: str, task: Task, rows: Sequence[Row]) -> str:
-    shown = ("pattern", "pairs", "seqlen", "train_len", "window", "d_model", "layers", "heads", "positions", "lr")
-    same = shared(task, rows)
-    words = [title]
-    words += [f"{HEADERS.get(name, name.replace('_', ' '))} {length(same[name])}" for name in shown if name in same]
+    words = [title, *shared_words(task, rows)]
     seeds = sorted({row["seeds"] for row in rows if row.get("seeds")})
     if seeds:
         words.append(f"{'-'.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))} seed{'s' * (seeds != [1])}")
@@ -157,6 +159,13 @@ def _title(title: str, task: Task, rows: Sequence[Row]) -> str:
     if len(chance) == 1:
         words.append(f"chance {next(iter(chance)):.2g}")
     return " · ".join(words)
+
+
+def shared_words(task: Task, rows: Sequence[Row], without: Sequence[str] = ()) -> list[str]:
+    """The settings that all rows share, in words."""
+    same = shared(task, rows)
+    names = [name for name in SHOWN if name in same and name not in without and same[name] != 0]
+    return [f"{HEADERS.get(name, name)} {length(same[name])}" for name in names]
 
 
 def _by_length(task: Task, rows: Sequence[Row], width: int | None) -> list[Sheet]:
@@ -229,5 +238,6 @@ def _short(row: Row | None) -> str:
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    """None first; words and numbers never meet in one axis."""
-    return (value is not None, 0 if value is None else str(value) if isinstance(value, list | tuple | bool) else value)
+    """None first, and cells that failed with all their parts; words and numbers never meet in one axis."""
+    value = None if isinstance(value, list | tuple) else value
+    return (value is not None, 0 if value is None else value)

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from dmabench.controls import CONTROL, UNDERTRAINED, control_key, judged, settings_key, within_training
+from dmabench.controls import CONTROL, PARTS, UNDERTRAINED, control_key, judged, part, settings_key, within_training
 from dmabench.intervals import wilson
 from dmabench.tasks.task import Task
 
 Row = dict[str, Any]
-PARTS = ("kind", "test_len", "depth")
-"""What tells the rows of one cell apart: fields that are no axes of the cell."""
-EFFECTIVE = 0.85
-"""Mean accuracy up to which a length counts as effective (RULER's threshold is 0.856)."""
+EFFECTIVE = 0.856
+"""Mean accuracy up to which a length counts as effective: RULER's threshold (arXiv 2404.06654)."""
+DERIVED = ("batch", "step_tokens", "extrapolate", "test_len", "depth")
+"""Axes that follow from others, or whose values stand in one table: they tell no two lines apart."""
 
 
 def summaries(task: Task, rows: Iterable[Row]) -> list[Row]:
@@ -25,23 +25,23 @@ def summaries(task: Task, rows: Iterable[Row]) -> list[Row]:
     groups: dict[Any, list[Row]] = {}
     for row in judged(task, rows):
         if row["chosen"]:
-            parts = tuple(row.get(part) for part in PARTS)
+            parts = tuple(part(row, name) for name in PARTS)
             groups.setdefault((settings_key(task, row, ("seed",)), parts), []).append(row)
     found = [_one(group) for group in groups.values()]
     dense = {
-        (control_key(task, row), row.get("test_len"), row.get("infer_batch")): row["infer_ms"]
+        (control_key(task, row), part(row, "test_len"), row.get("infer_batch")): row["infer_ms"]
         for row in found
         if row.get("attention") == CONTROL and row.get("infer_ms")
     }
     for row in found:
-        base = dense.get((control_key(task, row), row.get("test_len"), row.get("infer_batch")))
+        base = dense.get((control_key(task, row), part(row, "test_len"), row.get("infer_batch")))
         row["speedup"] = base / row["infer_ms"] if base and row.get("infer_ms") else None
     return found
 
 
 def varying(task: Task, rows: Sequence[Row], without: Iterable[str] = ()) -> list[str]:
     """Axes (and kinds) in which these rows differ."""
-    left_out = set(without)
+    left_out = {*without, *DERIVED}
     names = [axis.name for axis in task.axes] + ["kind"] * all(axis.name != "kind" for axis in task.axes)
     return [
         name
@@ -67,12 +67,12 @@ def extrapolation(task: Task, rows: Iterable[Row]) -> list[Row]:
     `effective`: the longest length up to which all means are at least EFFECTIVE (0 for none)."""
     groups: dict[Any, list[Row]] = {}
     for row in summaries(task, rows):
-        groups.setdefault((settings_key(task, row, ("seed",)), row.get("kind")), []).append(row)
+        groups.setdefault((settings_key(task, row, ("seed",)), part(row, "kind")), []).append(row)
     found = []
     for group in groups.values():
         by_length: dict[int, list[Row]] = {}
         for row in group:
-            if row.get("test_len") is not None and row.get("accuracy") is not None:
+            if part(row, "test_len") is not None and row.get("accuracy") is not None:
                 by_length.setdefault(row["test_len"], []).append(row)
         lengths = {length: fmean(row["accuracy"] for row in by_length[length]) for length in sorted(by_length)}
         inside = {length: within_training(by_length[length][0]) for length in lengths}
@@ -83,7 +83,9 @@ def extrapolation(task: Task, rows: Iterable[Row]) -> list[Row]:
             if accuracy < EFFECTIVE:
                 break
             effective = length
-        first = {name: value for name, value in group[0].items() if name not in ("test_len", "depth")}
+        first = {
+            name: value for name, value in group[0].items() if name not in ("test_len", "depth", "within", "beyond")
+        }
         means = {"within": fmean(within) if within else None, "beyond": fmean(beyond) if beyond else None}
         ratio = means["beyond"] / means["within"] if beyond and means["within"] else None
         found.append({**first, "lengths": lengths, **means, "ratio": ratio, "effective": effective})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from dmabench.controls import UNDERTRAINED, judged, settings_key
+from dmabench.controls import UNDERTRAINED, judged, part, settings_key
 from dmabench.finding import Rule
 from dmabench.task_layout import HEADERS, length, name_of
 from dmabench.task_summary import varying
@@ -48,7 +48,7 @@ def settings_of(
     own = [axis.name for axis in task.axes if axis.only]
 
     def key(row: Row) -> Any:
-        return (*settings_key(task, row, ("attention", *SAME, *own, *without)), row.get("kind"))
+        return (*settings_key(task, row, ("attention", *SAME, *own, *without)), part(row, "kind"))
 
     differing = varying(task, wanted, ("attention", *SAME, *(name for name in own if name != "window"), *without))
     mine: dict[Any, list[Row]] = {}

@@ -46,7 +46,12 @@ PATTERNS = task(
 NEEDLE = task(
     "needle",
     "Needle",
-    (Axis("train_len", int, ""), Axis("test_lens", int, "", swept=False), Axis("kinds", str, "", swept=False)),
+    (
+        Axis("train_len", int, ""),
+        Axis("test_len", int, "", swept=False),
+        Axis("depth", int, "", swept=False),
+        Axis("kind", str, "", choices=("single", "multi-key"), swept=False),
+    ),
     0.9,
 )
 OWN = {"window": WINDOWED, "mla_latent": ("mla",), "nsa_topk": ("nsa",)}
@@ -59,8 +64,7 @@ def made_up(of: Task, attention: str, accuracy: float | None, **fields: Any) -> 
     row |= {"positions": "rope", "window": 64, "mla_latent": 16, "nsa_topk": 4}
     row |= {"mqar": {"pairs": 512, "seqlen": 2048}, "patterns": {"pattern": "copy", "seqlen": 256}}.get(of.name, {})
     if of.name == "needle":
-        row |= {"train_len": 1024, "test_lens": [1024, 2048], "kinds": ["single"], "kind": "single", "depth": 0}
-        row |= {"test_len": 1024}
+        row |= {"train_len": 1024, "test_len": 1024, "kind": "single", "depth": 0}
     row |= fields
     row |= {name: None for name, kinds in OWN.items() if attention not in kinds}
     if accuracy is not None:

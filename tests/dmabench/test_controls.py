@@ -105,3 +105,11 @@ def test_the_order_of_rows_does_not_matter(trained):
     shuffled = random.Random(0).sample(rows, len(rows))
     again = {str(sorted(row.items(), key=str)): one for row, one in zip(shuffled, status(task, shuffled), strict=True)}
     assert again == marks and set(marks.values()) == {"PASSED", "UNDERTRAINED"}
+
+
+def test_a_needle_control_that_failed_has_one_row_for_all_its_parts(trained):
+    make, task = trained.made_up, trained.NEEDLE
+    whole = {"test_len": [1024, 2048], "depth": [0, 50], "kind": ["single", "multi-key"]}
+    rows = [make(task, "mha", None, status="OUT_OF_MEMORY", reason="needs 90 GiB", **whole), make(task, "dma", 0.9)]
+    told = judged(task, rows)[1]
+    assert told["status"] == "UNDERTRAINED" and "is OUT_OF_MEMORY: needs 90 GiB" in told["reason"]

@@ -141,3 +141,12 @@ def test_the_window_beyond_the_sequence_is_noted(trained):
 
 def test_no_rows_no_table(trained):
     assert tables(trained.MQAR, []) == [] and notes(trained.MQAR, []) == []
+
+
+def test_a_needle_cell_that_failed_is_a_line_without_numbers(trained):
+    whole = {"test_len": [1024, 2048], "depth": [0, 50], "kind": ["single", "multi-key"]}
+    rows = needle_rows(trained, "mha", lambda length: 0.95)
+    rows += [trained.made_up(trained.NEEDLE, "nsa", None, status="OUT_OF_MEMORY", reason="needs 90 GiB", **whole)]
+    text = printed(trained.NEEDLE, rows, 100)
+    assert line(text, "nsa", "4") == ["nsa", "4", "OUT_OF_MEMORY"]
+    assert any("needs 90 GiB" in note for note in notes(trained.NEEDLE, rows))
