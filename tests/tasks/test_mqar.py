@@ -1,0 +1,138 @@
+"""Recall as a task: what is refused and filled in, what a cell costs and reports, and that its control learns."""
+
+from math import isclose
+
+import pytest
+
+from dmabench.tasks.mqar import STOP_AT, TASK, layout_of
+from dmabench.tasks.task import Tools
+
+ROW = {"accuracy", "correct", "total", "chance", "validation_accuracy", "loss", "tokens", "train_s", "tokens_per_s"}
+ROW |= {"stopped", "parameters", "density", "sparsity_active", "infer_ms", "infer_batch", "pairs_kept", "live_in_pairs"}
+TINY = {
+    "pairs": 4,
+    "seqlen": 32,
+    "vocab": 64,
+    "power": 0.01,
+    "fillers": True,
+    "examples": 0,
+    "test_examples": 16,
+    "curriculum": "off",
+    "attention": "mha",
+    "window": None,
+    "d_model": 32,
+    "layers": 2,
+    "heads": 1,
+    "kv_heads": None,
+    "positions": "rope",
+    "short_conv": 4,
+    "mla_latent": None,
+    "nsa_topk": None,
+    "lr": 1e-2,
+    "batch": None,
+    "steps": 4,
+    "seed": 0,
+    "step_tokens": 256,
+}
+
+
+def cell(**changes):
+    return TASK.complete({**TINY, **changes})
+
+
+def test_tiny_names_every_axis():
+    assert set(TINY) == {axis.name for axis in TASK.axes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pairs": 512, "seqlen": 1024, "vocab": 8192}, "the shortest sequence that holds them has 2048"),
+        ({"pairs": 100}, "the shortest sequence that holds them has 400"),
+        ({"seqlen": 33}, "must be even"),
+        ({"vocab": 12}, "the smallest that does has 16"),
+        ({"attention": "swa", "window": 0}, "window must be an int of at least 1"),
+        ({"attention": "nsa", "window": 8}, "the least is 16"),
+        ({"curriculum": "8"}, "numbers of pairs below the target"),
+        ({"curriculum": "1"}, "a stage of the curriculum cannot be: a vocabulary of 64 is too small for 1 pair"),
+        ({"heads": 3}, "choose other --d-model or --heads"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(changes, words):
+    assert words in TASK.refusal(cell(**changes))
+
+
+def test_what_follows_is_filled_in():
+    found = cell(pairs=128, seqlen=None, attention="dma", step_tokens=2048)
+    assert (found["seqlen"], found["window"], found["batch"]) == (512, 128, 4)
+    assert TASK.refusal(cell(pairs=21, seqlen=None)) is None
+    found = cell(attention="dma", window=5, batch=3)
+    assert (found["seqlen"], found["window"], found["batch"]) == (32, 5, 3)
+    assert cell(attention="mha")["window"] is None
+    assert cell(step_tokens=1)["batch"] == 1
+    assert cell(step_tokens=256) == cell(step_tokens=999, batch=8)
+
+
+@pytest.mark.parametrize("attention", ["mha", "swa", "mla", "nsa", "dma"])
+def test_a_cell_is_one_row(tmp_path, attention):
+    settings = cell(attention=attention)
+    assert TASK.refusal(settings) is None
+    stages = []
+    tools = Tools("cpu", tmp_path, lambda told: stages.append(told.stage), lambda call: (call(), 1.5)[1])
+    (row,) = TASK.run(settings, tools)
+    assert set(row) >= ROW
+    assert not set(row) & set(settings)
+    assert row["total"] == 64
+    assert row["accuracy"] == row["correct"] / 64
+    assert (row["infer_ms"], row["infer_batch"]) == (1.5, 8)
+    assert (row["steps_done"], row["stopped"]) == (4, "finished")
+    assert row["tokens"] == TASK.cost(settings).tokens == 4 * 256
+    assert row["sparsity_active"] is (attention in ("swa", "nsa", "dma"))
+    assert (row["pairs_kept"] is None) == (attention == "nsa")
+    assert {"train", "validate", "score", "time"} <= set(stages)
+
+
+def test_the_cost_counts_the_tokens_of_every_stage(tmp_path):
+    settings = cell(curriculum="1+2", steps=10, batch=3, vocab=128)
+    (row,) = TASK.run(settings, Tools("cpu", tmp_path))
+    assert row["tokens"] == TASK.cost(settings).tokens == 3 * (2 * 8 + 2 * 16 + 6 * 32)
+    assert row["infer_ms"] is None
+
+
+def test_the_same_cell_gives_the_same_row(tmp_path):
+    def row(folder, **changes):
+        (found,) = TASK.run(cell(attention="dma", window=6, **changes), Tools("cpu", tmp_path / folder))
+        return {name: value for name, value in found.items() if not name.endswith("_s")}
+
+    first = row("first")
+    assert row("second") == first
+    assert row("third", seed=1)["loss"] != first["loss"]
+
+
+def test_the_control_learns_and_a_narrow_window_does_not(tmp_path):
+    learning = {"pairs": 4, "steps": 300, "step_tokens": 1024, "lr": 1e-2}
+    (dense,) = TASK.run(cell(**learning), Tools("cpu", tmp_path / "mha"))
+    assert dense["accuracy"] > TASK.control
+    assert (dense["stopped"], dense["steps_done"] < 300) == ("early", True)
+    assert dense["validation_accuracy"] >= STOP_AT
+    assert dense["pairs_kept"] == 1
+    (window,) = TASK.run(
+        cell(**learning | {"attention": "swa", "window": 2, "steps": 20}), Tools("cpu", tmp_path / "swa")
+    )
+    assert window["pairs_kept"] < 0.5
+    assert window["accuracy"] < 0.5
+
+
+def test_defaults_and_presets_name_axes_only():
+    names = {axis.name for axis in TASK.axes}
+    for blocks in [TASK.defaults.values(), *(preset.blocks for preset in TASK.presets.values())]:
+        for block in blocks:
+            assert set(block) <= names
+    assert set(TASK.presets) == {"quick", "h100", "paper"}
+
+
+def test_the_paper_preset_is_a_hundred_epochs():
+    for block in TASK.presets["paper"].blocks:
+        assert isclose(block["steps"] * block["batch"], 100 * 250_000, rel_tol=1e-3)
+    impossible = cell(**{"pairs": 512, "seqlen": 1024, "vocab": 8192})
+    assert layout_of(impossible).refusal()
