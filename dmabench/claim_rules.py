@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from dmabench.claim_rules_needle import judge_loss
+from dmabench.claim_rules_patterns import judge_prediction
 from dmabench.claim_rules_recall import judge_inference, judge_lead, judge_lead_growth
 from dmabench.finding import Finding, Kind, Rule, Terms
 from dmabench.reported import figure, masked_key, masked_rows, matches, ratios
@@ -108,6 +109,7 @@ KINDS = {
     "lead": Kind(judge_lead, ("task", "others"), ("attention", "where", "not_behind", "behind", "wilson", "sparse")),
     "lead-growth": Kind(judge_lead_growth, ("task", "others", "base", "lengths"), ("attention", "where")),
     "inference": Kind(judge_inference, ("task", "min_seqlen", "faster_by"), ("attention", "where")),
+    "prediction": Kind(judge_prediction, ("task", "attention", "predicted", "learned"), ("where",)),
     "loss": Kind(judge_loss, ("task", "others"), ("attention", "where")),
 }
 

@@ -10,7 +10,18 @@ from dmabench.finding import Finding, Outcome, Rule, Terms, unanimous
 from dmabench.gaps import Gap, accuracy_gap
 from dmabench.intervals import Estimate, difference
 from dmabench.task_layout import length
-from dmabench.trained_models import Row, Setting, asked, at, best, mean_accuracy, rivals_of, task_of, wanted
+from dmabench.trained_models import (
+    Row,
+    Setting,
+    asked,
+    at,
+    best,
+    mean_accuracy,
+    nothing_sparse,
+    rivals_of,
+    task_of,
+    wanted,
+)
 
 
 def judge_lead(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
@@ -22,7 +33,7 @@ def judge_lead(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
     task = task_of(rule)
     outcomes, left_out = [], []
     for setting in asked(task, rule, rows):
-        if why := setting.left_out or _dense(rule, setting):
+        if why := setting.left_out or (nothing_sparse(setting) if rule.get("sparse") else None):
             left_out.append(at(setting, why))
             continue
         rival = best(setting.model, rivals_of(setting), mean_accuracy)
@@ -117,10 +128,3 @@ def judge_inference(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
             verdict, told = "", f"{told} ({seeds} seed{'s' * (seeds != 1)}, {terms.seeds} needed)"
         outcomes.append(Outcome(verdict or "NOT_SEPARATED", at(setting, told)))
     return unanimous(outcomes, left_out, wanted(rule))
-
-
-def _dense(rule: Rule, setting: Setting) -> str | None:
-    window, seqlen = setting.first.get("window"), setting.first.get("seqlen")
-    if rule.get("sparse") and window is not None and seqlen is not None and seqlen <= window:
-        return f"the window {window} is no shorter than the sequence: nothing is sparse"
-    return None

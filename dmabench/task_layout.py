@@ -18,7 +18,7 @@ HEADERS = {
     "short_conv": "conv",
 }
 SHOWN = (
-    *("pattern", "pairs", "seqlen", "train_len", "vocab", "window"),
+    *("pattern", "distance", "copied", "marked", "pairs", "seqlen", "train_len", "vocab", "window"),
     *("d_model", "layers", "heads", "positions", "short_conv", "lr"),
 )
 """Settings that the line above a table tells when all rows share them."""
@@ -208,12 +208,12 @@ def matrix(task: Task, rows: Sequence[Row]) -> tuple[list[str], list[str], dict[
     windows = len({row.get("window") for row in rows if row.get("window") is not None}) > 1
     cells: dict[tuple[str, str], Row] = {}
     for row in rows:
-        of_pattern = {str(one.get(name)) for name in differing for one in rows if one.get("pattern") == row["pattern"]}
+        of_pattern = [one for one in rows if one.get("pattern") == row.get("pattern")]
         words = [str(row.get("pattern"))]
         words += [
             f"{HEADERS.get(name, name)} {length(row[name])}"
             for name in differing
-            if row.get(name) is not None and len(of_pattern) > 1
+            if row.get(name) is not None and len({str(one.get(name)) for one in of_pattern}) > 1
         ]
         line = name_of(row) + (f" w {row['window']}" if windows and row.get("window") else "")
         cells[line, " ".join(words)] = row

@@ -45,6 +45,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         )
     if any(row.get("speedup") for row in lines):
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
+    found += _predictions(task, lines)
     dense = [row for row in lines if row.get("sparsity_active") is False and row.get("window")]
     if dense:
         found.append(
@@ -82,6 +83,24 @@ def _undertrained(task: Task, rows: Sequence[Row]) -> list[str]:
         told = _some([place for place in dict.fromkeys(places) if place])
         found.append(f"{reason}{f'; {told}' if told else ''}")
     return found
+
+
+def _predictions(task: Task, lines: Sequence[Row]) -> list[str]:
+    """How many settings came out as their rows predict, and which did not."""
+    judged_ones = [
+        row for row in lines if row.get("status") == "PASSED" and row.get("predicted") in ("learns", "fails")
+    ]
+    if not judged_ones:
+        return []
+    wrong = [row for row in judged_ones if (row["accuracy"] >= task.control) != (row["predicted"] == "learns")]
+    differing = varying(task, lines, ("attention", "lr"))
+    words = [
+        f"{name_of(row)} {' '.join(f'{name} {length(row[name])}' for name in differing if row.get(name) is not None)} "
+        f"{row['predicted']}, but reaches {share(row['accuracy'])}"
+        for row in wrong
+    ]
+    told = f"{len(judged_ones) - len(wrong)} of {len(judged_ones)} settings came out as predicted before any result"
+    return [f"{told}{'; not: ' + _some(words) if words else ''}"]
 
 
 def _some(words: list[str]) -> str:

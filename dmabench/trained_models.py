@@ -123,6 +123,14 @@ def rivals_of(setting: Setting) -> list[Model]:
     return [model for models in setting.others.values() for model in models]
 
 
+def nothing_sparse(setting: Setting) -> str | None:
+    """Why the setting says nothing about sparsity, or None."""
+    window, seqlen = setting.first.get("window"), setting.first.get("seqlen")
+    if window is not None and seqlen is not None and seqlen <= window:
+        return f"the window {window} is no shorter than the sequence: nothing is sparse"
+    return None
+
+
 def at(setting: Setting, text: str | None) -> str:
     """The text with the setting before it, where there are several."""
     return f"{setting.where}: {text}" if setting.where else str(text)
@@ -148,8 +156,8 @@ def _left_out(rows: list[Row]) -> str | None:
     undertrained = next((row for row in rows if row["status"] == UNDERTRAINED), None)
     if undertrained:
         return f"{UNDERTRAINED}: {undertrained['reason']}"
-    if not any(row["status"] == "PASSED" for row in rows):
-        return f"{rows[0]['status']}: {rows[0].get('reason')}"
+    if not any(row["status"] == "PASSED" and row.get("accuracy") is not None for row in rows):
+        return f"{rows[0]['status']}: {rows[0].get('reason') or 'no accuracy'}"
     return None
 
 

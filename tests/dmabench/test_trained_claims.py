@@ -1,5 +1,7 @@
 """Verdicts about trained models, on rows made up for the test."""
 
+from importlib import import_module
+
 import pytest
 
 from dmabench.claims import load_claims, verdicts
@@ -226,11 +228,38 @@ def test_a_pattern_is_learned_where_dma_is_not_behind(judge, trained, dma, verdi
     assert told.verdict == "NOT_SEPARATED" and "nothing is sparse" in told.detail
 
 
-def test_every_rule_about_a_task_names_its_fields(trained):
-    fields = {
-        name: {axis.name for axis in task.axes}
-        for name, task in (("mqar", trained.MQAR), ("patterns", trained.PATTERNS), ("needle", trained.NEEDLE))
+@pytest.mark.parametrize(
+    ("accuracy", "predicted", "verdict"),
+    [
+        (0.99, "learns", "HOLDS"),
+        (0.6, "learns", "FAILS"),
+        (0.945, "learns", "NOT_SEPARATED"),
+        (0.6, "fails", "HOLDS"),
+        (0.99, "fails", "FAILS"),
+    ],
+)
+def test_predictions_can_fail(judge, trained, accuracy, predicted, verdict):
+    make, task = trained.made_up, trained.PATTERNS
+    claim = {"learns": "prediction-dma-copies-with-room", "fails": "prediction-dma-fails-below-needed"}[predicted]
+    rows = [make(task, "mha", 0.99, seed=seed, predicted="learns") for seed in range(3)]
+    rows += [make(task, "dma", accuracy, seed=seed, predicted=predicted) for seed in range(3)]
+    rows += [make(task, "dma", 0.5, seed=seed, predicted="open", window=100) for seed in range(3)]
+    assert judge(claim, rows).verdict == verdict
+    assert judge(claim, rows[:5]).verdict == "NOT_SEPARATED"
+    low = [{**row, "accuracy": 0.5} if row["attention"] == "mha" else row for row in rows]
+    assert judge(claim, low).verdict == "NOT_SEPARATED" and "UNDERTRAINED" in judge(claim, low).detail
+    assert judge(claim, [row for row in rows if row.get("predicted") != predicted]).verdict == "NO_ROWS"
+
+
+def test_every_rule_about_a_task_names_its_fields_and_words():
+    axes = {
+        name: {axis.name: axis for axis in import_module(f"dmabench.tasks.{name}").TASK.axes}
+        for name in ("mqar", "patterns", "needle")
     }
     rules = [claim.rule for claim in load_claims() if claim.rule and "task" in claim.rule]
     assert len(rules) >= 9
-    assert all(set(rule.get("where", {})) <= fields[rule["task"]] for rule in rules)
+    for rule in rules:
+        for name, value in rule.get("where", {}).items():
+            choices = axes[rule["task"]][name].choices
+            assert not choices or set(value if isinstance(value, list) else [value]) <= set(choices)
+        assert set(str(rule.get("others", "mha")).split(",")) <= set(axes[rule["task"]]["attention"].choices)
