@@ -1,7 +1,5 @@
 """One static HTML page of any number of runs: tables, doubts, charts, claims. It needs no network and no scripts."""
 
-import base64
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -10,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dmabench import __version__, charts
-from dmabench.chart_style import STYLE, with_dark_colours
 from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, verdicts
 from dmabench.environment import device_name
 from dmabench.errors import Refusal
 from dmabench.lints import lints
+from dmabench.report_parts import facts, image
+from dmabench.report_tasks import is_task_run, task_groups, task_section
 from dmabench.rows import FAILURES, STATUSES
 from dmabench.runs import provenance, read_manifest, read_rows
 from dmabench.speedups import add_speedups, same_as_baseline, shape_of
@@ -39,6 +38,7 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
     # What nobody has measured yet is most of the list: it stands after the verdicts, folded.
     measured = [one for one in judged if one.verdict != "NO_ROWS"]
     unmeasured = [one for one in judged if one.verdict == "NO_ROWS"]
+    anchors = {section["name"]: f"run-{number}" for number, section in enumerate(sections, start=1)}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -46,10 +46,12 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         runs=sections,
+        kernels=[section for section in sections if "task" not in section],
+        tasks=task_groups(sections),
         problems=problems,
         claims=_by_group(measured),
         unmeasured=_by_group(unmeasured),
-        anchors={section["name"]: f"run-{number}" for number, section in enumerate(sections, start=1)},
+        anchors=anchors,
         counts=[(name, sum(one.verdict == name for one in judged)) for name in VERDICTS],
         reported=reported_beside(rows),
         words=WORDS,
@@ -131,9 +133,14 @@ def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[
             problems.append(f"{path.name} was left out: {refusal}")
             continue
         problems += damaged
-        rows = add_speedups({**row, "run": row.get("run") or path.name} for row in rows)
+        rows = [{**row, "run": row.get("run") or path.name} for row in rows]
+        if is_task_run(manifest):
+            section = task_section(path.name, manifest, rows, len(damaged))
+        else:
+            rows = add_speedups(rows)
+            section = _section(path.name, manifest, rows, len(damaged))
         every_row += rows
-        sections.append(_section(path.name, manifest, rows, len(damaged)))
+        sections.append(section)
     return sections, every_row, problems
 
 
@@ -142,70 +149,36 @@ def _section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int)
     environment = manifest.get("environment") or {}
     empty = charts.nothing_to_draw(rows)
     rows = sorted(rows, key=_place)
-    table = layout(rows) if rows else None
+    # Rows of commands that have no section here (eval prints its own tables) would be lines without a backend.
+    table = layout(rows) if any(row.get("function") for row in rows) else None
     return {
         "name": name,
         "status": manifest.get("status"),
         "command": " ".join(str(word) for word in manifest.get("argv") or []),
         "device": device_name(environment),
-        "facts": _facts(manifest, environment, about),
-        "summary": summary(rows),
+        "facts": facts(manifest, environment, about),
+        "summary": summary(rows) if table or not rows else [f"{len(rows)} rows, which this page has no table for."],
         "damaged": damaged,
         "table": table,
         "lines": _lines(table.rows) if table else [],
-        "lints": lints(rows, manifest.get("gpu_state")),
+        "lints": lints(rows, manifest.get("gpu_state")) if table else [],
         "charts": [] if empty else _charts(rows, about),
         "no_charts": empty,
     }
 
 
-def _facts(manifest: dict[str, Any], environment: dict[str, Any], about: dict[str, str]) -> list[tuple[str, str]]:
-    cpu = environment.get("cpu") or {}
-    facts = [
-        ("started", manifest.get("started")),
-        ("finished", manifest.get("finished") or f"not finished (status {manifest.get('status')})"),
-        ("commit", about["commit"]),
-        ("python", environment.get("python")),
-        ("platform", environment.get("platform")),
-        ("CPU", f"{cpu.get('model')}, {cpu.get('cores')} cores"),
-        ("seeds", ", ".join(str(seed) for seed in manifest.get("seeds") or []) or None),
-    ]
-    facts += [(name, version) for name, version in (environment.get("versions") or {}).items()]
-    for gpu in environment.get("gpus") or []:
-        facts.append(
-            ("GPU", f"{gpu.get('name')}, {gpu.get('memory_mib')} MiB, driver {gpu.get('driver')}, {gpu.get('uuid')}")
-        )
-    for when in ("before", "after"):
-        for state in (manifest.get("gpu_state") or {}).get(when) or []:
-            reasons = ", ".join(state.get("reasons") or []) or "none"
-            facts.append(
-                (
-                    f"GPU {when}",
-                    f"{state.get('sm_mhz')} MHz, memory {state.get('memory_mhz')} MHz, {state.get('temperature_c')} C, "
-                    f"{state.get('power_w')} W, clock reasons: {reasons}",
-                )
-            )
-    return [(name, str(value)) for name, value in facts if value is not None]
-
-
 def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
-    import matplotlib
-
     drawn = []
     # Both charts of one shape stand side by side.
     figures = charts.draw(rows, about)
     panels = list(dict.fromkeys(stem.partition("-")[2] for stem in figures))
     for _, figure in sorted(figures.items(), key=lambda item: panels.index(item[0].partition("-")[2])):
-        buffer = io.StringIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
         title = "; ".join(text.get_text() for text in figure.texts[:2])
         lines = [text.get_text().replace("\n", ", ") for text in figure.axes[0].texts]
         names = ", ".join(line for line in lines if "/" in line)
-        encoded = base64.b64encode(with_dark_colours(buffer.getvalue()).encode()).decode()
         drawn.append(
             {
-                "uri": f"data:image/svg+xml;base64,{encoded}",
+                "uri": image(figure),
                 "alt": f"Chart over sequence length: {title}. Lines: {names}.",
             }
         )

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -6,6 +7,7 @@ import pytest
 from dmabench import runs
 from dmabench.errors import Refusal
 from dmabench.report import summary, write_report
+from dmabench.tasks import registry
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -142,3 +144,89 @@ def test_the_summary_counts_the_losses(row):
     (sentence,) = [s for s in summary(rows) if s.startswith("Slower")]
     assert "1 of 2 timed cells" in sentence and "dma/flex" in sentence and "0.25" in sentence
     assert not any(s.startswith("Slower") for s in summary(rows[::2]))
+
+
+@pytest.fixture
+def task_run(tmp_path, environment, monkeypatch, trained):
+    """(task, rows) -> the folder of a finished run of it."""
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    tasks = {"mqar": trained.MQAR, "patterns": trained.PATTERNS, "needle": trained.NEEDLE}
+    monkeypatch.setattr(registry, "get", tasks.__getitem__)
+
+    def store(task, rows):
+        run = runs.Run.start(tmp_path / "results", task.name, [task.name, "--seeds", "3"], {}, environment)
+        for row in rows:
+            run.append({name: value for name, value in row.items() if name != "run"})
+        run.finish()
+        return run.path
+
+    return store
+
+
+def test_a_run_of_a_task_has_its_table_charts_notes_and_verdicts(task_run, trained, tmp_path):
+    make, task = trained.made_up, trained.MQAR
+    rows = [
+        make(task, kind, accuracy, seqlen=2048, window=512, seed=seed, total=32_000)
+        for kind, accuracy in (("mha", 0.99), ("swa", 0.3), ("mla", 0.5), ("nsa", 0.6), ("dma", 0.8))
+        for seed in range(3)
+    ]
+    _, parsed = page([task_run(task, rows)], tmp_path)
+    assert (
+        parsed.text.index("Recall") < parsed.text.index("Sparse patterns") < parsed.text.index("Needles in haystacks")
+    )
+    assert "dmabench mqar --seeds 3" in parsed.text and "0.800-0.800" in parsed.text
+    assert "interval: the range for several" in parsed.text and "0123456" in parsed.text
+    assert [image["alt"].split(";")[0] for image in parsed.images] == [
+        "Chart: Recall: accuracy over width of the model"
+    ]
+    assert "mla 16" in parsed.images[0]["alt"] and parsed.loose_tables == 0
+    verdict = parsed.text[parsed.text.index("HOLDSDMA is ahead with 512 pairs at length 2048") :]
+    assert "over 3 seeds" in verdict and "against nsa 4" in verdict[:400]
+
+
+def test_an_undertrained_run_says_so_first_and_gives_no_verdict(task_run, trained, tmp_path):
+    rows = [
+        trained.made_up(trained.NEEDLE, kind, 0.3, test_len=length)
+        for kind in ("mha", "dma")
+        for length in (1024, 2048)
+    ]
+    _, parsed = page([task_run(trained.NEEDLE, rows)], tmp_path)
+    needle = parsed.text[parsed.text.index("Needles in haystacks") :]
+    assert needle.index("UNDERTRAINED, 4 of 4 rows") < needle.index("MHA, the control, needs 0.9 and reaches 0.300")
+    assert len(parsed.images) == 2 and "2k*" in needle
+    assert "NOT_SEPARATEDBeyond the training length" in parsed.text
+
+
+def test_tasks_without_a_run_say_what_to_run(task_run, trained, tmp_path):
+    rows = [trained.made_up(trained.PATTERNS, kind, 0.99, pattern="copy") for kind in ("mha", "dma")]
+    text, parsed = page([task_run(trained.PATTERNS, rows)], tmp_path)
+    assert "dmabench mqar --preset h100" in parsed.text and "dmabench needle --preset h100" in parsed.text
+    assert "dmabench patterns --preset h100" not in parsed.text
+    assert "There is no run to show yet" not in parsed.text and 'id="run-1"' in text
+
+
+def test_a_task_that_is_gone_and_a_cell_with_html_in_it_break_nothing(task_run, trained, tmp_path, monkeypatch):
+    evil = "<script>alert(1)</script>"
+    rows = [trained.made_up(trained.MQAR, "mha", None, status="RUNTIME_ERROR", reason=evil)]
+    path = task_run(trained.MQAR, rows)
+    text, parsed = page([path], tmp_path)
+    assert "<script" not in text and "alert(1)" in parsed.text and "RUNTIME_ERROR" in parsed.text
+    assert "no row passed, so there is no accuracy" in parsed.text
+
+    def gone(name):
+        raise ImportError("no module named other")
+
+    other = dataclasses.replace(trained.MQAR, name="other")
+    path = task_run(other, [trained.made_up(other, "mha", 0.5, pairs=8, seqlen=64)])
+    monkeypatch.setattr(registry, "names", lambda: {"other": "A task of another package."})
+    monkeypatch.setattr(registry, "get", gone)
+    _, parsed = page([path], tmp_path)
+    assert "the task cannot be loaded (ImportError: no module named other)" in parsed.text
+
+
+def test_rows_of_another_command_are_counted_and_not_shown_as_kernels(tmp_path, environment, monkeypatch):
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    run = runs.Run.start(tmp_path, "eval", ["eval"], {}, environment)
+    run.append({"task": "lambada_openai", "status": "PASSED", "value": 0.5})
+    _, parsed = page([run.path], tmp_path)
+    assert "1 rows, which this page has no table for" in parsed.text and "None/None" not in parsed.text
