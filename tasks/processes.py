@@ -28,7 +28,7 @@ class Processes:
             device: of one process; of several, cpu, or a cuda device of which each process takes the one of its rank.
         """
         wanted = torch.device(device)
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+        handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
         # The precision is the forward's own affair: accelerate keeps one for the life of a process.
         self._accelerator = Accelerator(
             cpu=wanted.type == "cpu", mixed_precision="no", device_placement=False, kwargs_handlers=handlers
