@@ -272,6 +272,8 @@ def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     identity |= {f"version of {name}": version for name, version in (environment.get("versions") or {}).items()}
     settings = json.loads(json.dumps(plain(manifest.get("settings") or {})))
     blocks = settings.pop("blocks", None) or []
+    if blocks:
+        settings.pop("seeds", None)  # those of the blocks
     for number, block in enumerate(blocks, start=1):
         which = f" of block {number}" if len(blocks) > 1 else ""
         identity |= {f"setting {name}{which}": value for name, value in block.items()}

@@ -1,5 +1,6 @@
 """What the command of a task prints: cells before a run; tables, notes and what to do next after it."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from dmabench.cli.output import WIDTH, exit_code, json_lines, say, to_stdout
@@ -105,20 +106,19 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         which: the settings it ran with, in words.
         cells: how many were asked for.
     """
-    from importlib import import_module
-    from importlib.util import find_spec
-
+    from dmabench.task_charts import draw_run
     from dmabench.task_tables import notes, tables
-
-    found = find_spec("dmabench.task_charts")
-    draw_run = import_module("dmabench.task_charts").draw_run if found else lambda path: []
 
     # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
     drawn, undrawn = [], ""
     try:
         drawn = draw_run(run.path)
-    except OSError as error:  # a full disk, say: the rows are stored and are shown all the same
-        undrawn = f"The charts could not be written: {error.strerror or error}."
+    except (
+        Exception
+    ) as error:  # a full disk, or rows of a task that no chart foresaw: hours of training are shown anyway
+        if "--debug" in sys.argv:
+            raise
+        undrawn = f"The charts could not be drawn ({type(error).__name__}: {error}); --debug shows where it happened."
     if as_json:
         to_stdout(lambda console: json_lines(console, rows))
     elif rows:

@@ -108,11 +108,27 @@ def outside(tmp_path, monkeypatch):
     return install
 
 
-@pytest.fixture(scope="session")
-def trained():
-    """The module made_up_tasks.py: MQAR, PATTERNS and NEEDLE that train nothing, and made_up(task, attention, ...)."""
-    file = Path(__file__).with_name("made_up_tasks.py")
-    spec = importlib.util.spec_from_file_location("made_up_tasks", file)
+def beside(name: str) -> Any:
+    """A module of this folder that holds no tests; pytest puts the folder on no path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The module made_up_tasks.py: MQAR, PATTERNS and NEEDLE that train nothing, and made_up(task, attention, ...)."""
+    return beside("made_up_tasks")
+
+
+@pytest.fixture(scope="session")
+def toys():
+    """The module toys.py: installs the toy task as another package's, and runs commands with it."""
+    return beside("toys")
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The toy task, without its package."""
+    return beside("toy_task").TASK

@@ -1,4 +1,7 @@
-"""Running cells: what is stored, what becomes of their folders, what an interruption leaves. No process, no torch."""
+"""Running cells: what is stored, what becomes of their folders, what an interruption leaves. No torch: the worker that
+dies here speaks as the real one does, and starts at once."""
+
+import sys
 
 import pytest
 
@@ -6,8 +9,9 @@ from dmabench.ranks import Ranks
 from dmabench.run_folder import append_line, read_rows
 from dmabench.runs import Run
 from dmabench.tasks.task import Cost
-from dmabench.trial_run import rows_of, run_trials
+from dmabench.trial_run import in_worker, rows_of, run_trials
 from dmabench.trials import Trial
+from dmabench.worker_process import WorkerProcess
 
 ALONE = Ranks(0, 1, 0)
 HOW = {"device": "cpu", "deterministic": False, "compile": False}
@@ -130,3 +134,87 @@ def test_a_resume_names_the_axis_that_changed(run, environment):
     with pytest.raises(Refusal, match="setting lr of block 2: 2e-3 -> 3e-3\n"):
         Run.resume(two.path, "toy", settings("1e-3", "3e-3"), environment)
     assert Run.resume(two.path, "toy", settings("1e-3", "2e-3"), environment).path == two.path
+
+
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+def emit(**message):
+    print(json.dumps(message), flush=True)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for line in sys.stdin:
+    request = json.loads(line)
+    fate, folder = request["settings"]["fate"], Path(request["folder"])
+    if fate == "late":
+        time.sleep(1.5)
+    emit(event="begin")
+    if fate == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fate == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fate == "hang":
+        time.sleep(600)
+    try:
+        for step in range(600 if fate == "slow" else 3):
+            emit(event="progress", stage="train", step=step, steps=3, loss=None, accuracy=None, tokens_per_s=None)
+            time.sleep(0.1 if fate == "slow" else 0)
+    except KeyboardInterrupt:
+        time.sleep(0.3)
+        folder.write_text("saved")
+        os._exit(130)
+    rows = [{"pid": os.getpid()}]
+    emit(event="outcome", status="PASSED", reason=None, rows=rows, lost=fate == "broken")
+"""
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """A call that runs a cell of this fate in one worker, which falls silent for a second at most."""
+    with WorkerProcess(1.0, tmp_path / "log", (sys.executable, "-c", WORKER)) as worker:
+        runner = in_worker(worker)
+
+        def asked(fate, told=lambda progress: None):
+            return runner({"settings": {"fate": fate}, "folder": str(tmp_path / "saved")}, told)
+
+        yield asked
+
+
+@pytest.mark.parametrize(
+    ("fate", "status", "reason"),
+    [
+        ("segv", "RUNTIME_ERROR", "the worker died of SIGSEGV"),
+        ("kill", "OUT_OF_MEMORY", "the system killed the worker"),
+        ("hang", "TIMEOUT", "no answer for 1 s; raise --cell-timeout"),
+    ],
+)
+def test_a_death_or_silence_costs_one_cell(ask, fate, status, reason):
+    before = ask("well")
+    outcome = ask(fate)
+    assert (outcome["status"], outcome["rows"]) == (status, []) and reason in outcome["reason"]
+    after = ask("well")
+    assert before["status"] == after["status"] == "PASSED" and before["rows"] != after["rows"]
+
+
+def test_a_worker_lives_as_long_as_it_can(ask):
+    assert ask("well")["rows"] == ask("broken")["rows"] != ask("well")["rows"]
+
+
+def test_starting_does_not_count_as_silence(ask):
+    assert ask("late")["status"] == "PASSED"
+
+
+def test_progress_is_passed_on(ask):
+    told = []
+    ask("well", told.append)
+    assert [(one.stage, one.step) for one in told] == [("train", step) for step in range(3)]
+
+
+def test_ctrl_c_waits_until_the_worker_has_saved(ask, tmp_path):
+    def told(progress):
+        raise KeyboardInterrupt  # it comes while the worker is in its loop
+
+    with pytest.raises(KeyboardInterrupt):
+        ask("slow", told)
+    assert (tmp_path / "saved").read_text() == "saved"

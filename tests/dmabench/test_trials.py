@@ -1,8 +1,6 @@
 """Cells from axes: which there are, which are one, which cannot be, and how machines share them."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,17 +10,16 @@ from dmabench.errors import Refusal
 from dmabench.tasks.task import Cost
 from dmabench.trials import blocks_of, from_json, label, make_trials, seeds_of, shard, varying
 
-spec = importlib.util.spec_from_file_location("toy_task", Path(__file__).parent / "toy_task.py")
-toy_task = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy_task)
-TOY = toy_task.TASK
+
+@pytest.fixture(scope="module")
+def trials(toy):
+    def make(preset=None, task=toy, **given):
+        return make_trials(task, blocks_of(task, preset, given, "cpu"))
+
+    return make
 
 
-def trials(preset=None, task=TOY, **given):
-    return make_trials(task, blocks_of(task, preset, given, "cpu"))
-
-
-def test_an_axis_of_some_attentions_is_none_for_the_others_and_no_cell_runs_twice():
+def test_an_axis_of_some_attentions_is_none_for_the_others_and_no_cell_runs_twice(trials):
     found = trials(attention="mha,swa,dma", window="8,16,32")
     assert [(t.settings["attention"], t.settings["window"]) for t in found] == [
         ("mha", None),
@@ -31,15 +28,15 @@ def test_an_axis_of_some_attentions_is_none_for_the_others_and_no_cell_runs_twic
     assert len({trial.id for trial in found}) == 7
 
 
-def test_flags_override_presets_and_these_the_defaults_of_the_device():
-    assert blocks_of(TOY, "quick", {"lr": "1"}, "cpu") == [{**toy_task.DEFAULTS, "window": "8", "lr": "1"}]
-    assert blocks_of(TOY, "quick", {"window": "9"}, "cuda:1")[0]["window"] == "9"
-    assert blocks_of(TOY, None, {}, "cuda:1")[0]["steps"] == "2k"
+def test_flags_override_presets_and_these_the_defaults_of_the_device(toy):
+    assert blocks_of(toy, "quick", {"lr": "1"}, "cpu") == [{**toy.defaults["cpu"], "window": "8", "lr": "1"}]
+    assert blocks_of(toy, "quick", {"window": "9"}, "cuda:1")[0]["window"] == "9"
+    assert blocks_of(toy, None, {}, "cuda:1")[0]["steps"] == "2k"
     with pytest.raises(Refusal, match="did you mean quick"):
-        blocks_of(TOY, "quik", {}, "cpu")
+        blocks_of(toy, "quik", {}, "cpu")
 
 
-def test_blocks_share_cells_and_the_first_seed_comes_first():
+def test_blocks_share_cells_and_the_first_seed_comes_first(trials):
     found = trials("two", window="8")
     assert [(t.settings["seed"], t.settings["attention"], t.settings["lr"]) for t in found] == [
         (0, "mha", 1e-3),
@@ -52,48 +49,48 @@ def test_blocks_share_cells_and_the_first_seed_comes_first():
     assert seeds_of(found) == [0, 1]
 
 
-def test_an_axis_that_is_not_swept_and_a_switch():
+def test_an_axis_that_is_not_swept_and_a_switch(toy, trials):
     (one,) = trials(attention="mha", lengths="64,128", fillers=False)
     assert one.settings["lengths"] == (64, 128) and one.settings["fillers"] is False
-    assert list(one.settings) == [axis.name for axis in TOY.axes]
+    assert list(one.settings) == [axis.name for axis in toy.axes]
     assert from_json({"lengths": [64, 128], "seed": 0}) == {"lengths": (64, 128), "seed": 0}
 
 
-def test_what_nobody_names_is_completed_from_the_rest():
+def test_what_nobody_names_is_completed_from_the_rest(trials):
     assert [t.settings["lengths"] for t in trials(attention="mha", steps="16,20")] == [(64,), (80,)]
     assert trials(attention="mha", steps="16")[0].id == trials(attention="mha", steps="16", lengths="64")[0].id
 
 
-def test_the_id_is_that_of_the_settings_alone():
+def test_the_id_is_that_of_the_settings_alone(toy, trials):
     first, again, other = trials(), trials(), trials(lr="2e-3")
     assert [t.id for t in first] == [t.id for t in again] and not {t.id for t in first} & {t.id for t in other}
-    assert trials(task=replace(TOY, name="other"))[0].id != first[0].id
+    assert trials(task=replace(toy, name="other"))[0].id != first[0].id
 
 
-def test_a_cell_that_cannot_be_says_why_and_costs_nothing():
+def test_a_cell_that_cannot_be_says_why_and_costs_nothing(trials):
     found = trials(window="8,128", lengths="64")
     refused = [trial for trial in found if trial.refusal]
     assert len(found) == 3 and len(refused) == 1 and refused[0].cost == Cost(0, 0, 0)
     assert "take --window 64 or less" in refused[0].refusal
 
 
-def test_where_no_cell_can_be_the_command_is_refused():
+def test_where_no_cell_can_be_the_command_is_refused(trials):
     with pytest.raises(Refusal, match=r"take --window 64 or less \(and 1 more cells cannot be either\)"):
         trials(attention="dma", window="128,256", lengths="64")
 
 
-def test_too_many_cells_are_refused_before_they_are_made():
+def test_too_many_cells_are_refused_before_they_are_made(trials):
     with pytest.raises(Refusal, match=r"cells are more than 10000 \(1000 of seed, 200 of lr, 2 of attention\)"):
         trials(window="8", seed="0:999:1", lr=",".join(str(n / 1000) for n in range(1, 201)))
 
 
-def test_a_task_that_sets_what_it_has_not_is_told():
+def test_a_task_that_sets_what_it_has_not_is_told(toy):
     with pytest.raises(ValueError, match="toy sets depth, which are none of its axes"):
-        blocks_of(replace(TOY, defaults={"cpu": {"depth": 1}}), None, {}, "cpu")
+        blocks_of(replace(toy, defaults={"cpu": {"depth": 1}}), None, {}, "cpu")
 
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 100), min_size=1, max_size=6, unique=True))
-def test_shards_divide_the_cells_into_alike_parts(count, steps):
+def test_shards_divide_the_cells_into_alike_parts(trials, count, steps):
     found = trials(steps=",".join(map(str, steps)), window="1,2", lengths="128")
     if count > len(found):
         with pytest.raises(Refusal, match="at most"):
@@ -107,12 +104,12 @@ def test_shards_divide_the_cells_into_alike_parts(count, steps):
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "-1/2", "1/2/3"])
-def test_a_shard_that_is_none(text):
+def test_a_shard_that_is_none(trials, text):
     with pytest.raises(Refusal, match="from 1/4 to 4/4"):
         shard(trials(), text)
 
 
-def test_a_label_tells_what_varies():
+def test_a_label_tells_what_varies(toy, trials):
     found = trials(lr="1e-3,3e-3")
-    assert varying(TOY, found) == ["attention", "window", "lr"]
-    assert [label(t, varying(TOY, found)) for t in (found[0], found[-1])] == ["mha lr=0.001", "dma window=16 lr=0.003"]
+    assert varying(toy, found) == ["attention", "window", "lr"]
+    assert [label(t, varying(toy, found)) for t in (found[0], found[-1])] == ["mha lr=0.001", "dma window=16 lr=0.003"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+COMMIT = "0123456"
 METADATA = "Metadata-Version: 2.1\nName: toy-package\nVersion: 1.0\n"
 
 
@@ -25,6 +26,7 @@ def process(installed: Path, *words: Any, launcher: tuple[str, ...] = (), **opti
     """`dmabench WORDS` in a process that finds the package."""
     path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    environment["DMABENCH_COMMIT"] = COMMIT  # a resume must not depend on what somebody commits meanwhile
     command = [*(launcher or (sys.executable, "-P")), "-m", "dmabench", *map(str, words)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes, **options)
