@@ -21,7 +21,7 @@ from dmabench.tasks.train import train
 
 STRETCHES = (1, 2, 4, 8)
 """Test lengths of --extrapolate, in trained lengths."""
-VALIDATION = 256
+VALIDATION = 128
 """Examples that training is validated on, of all kinds, at the trained length."""
 VALIDATIONS = 20
 """Validations in a training."""

@@ -25,7 +25,7 @@ QUICK = COMMON | {
     "samples": 16,
     "lr": 1e-2,
     "batch": 16,
-    "steps": 800,
+    "steps": 1000,
     "stop_at": 0.995,
 }
 H100 = COMMON | {

@@ -83,9 +83,14 @@ def summaries(rows: list[Row], trained: int) -> list[Row]:
         means = {length: fmean(by_length[length]) for length in sorted(by_length)}
         within = [mean for length, mean in means.items() if length <= trained]
         beyond = [mean for length, mean in means.items() if length > trained]
-        told = {"within": fmean(within) if within else None, "beyond": fmean(beyond) if beyond else None}
-        ratio = told["beyond"] / told["within"] if beyond and told["within"] else None
-        found.append({**row, **told, "beyond_over_within": ratio, "effective_length": _effective(means)})
+        inside, outside = (fmean(one) if one else None for one in (within, beyond))
+        told = {
+            "within": inside,
+            "beyond": outside,
+            "beyond_over_within": outside / inside if inside and outside is not None else None,
+            "effective_length": _effective(means),
+        }
+        found.append({**row, **told})
     return found
 
 
