@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def make_cells(
     models: Sequence[tuple[str, str]],
     windows: Sequence[int | None],
     tasks: Sequence[tuple[str, str]],
-    shots: Sequence[int | None],
+    shots: Callable[[str], Sequence[int | None]],
     limit: int | None,
     lengths: tuple[int, ...],
 ) -> list[EvalCell]:
@@ -66,11 +66,12 @@ def make_cells(
     Args:
         models: (label, hash of the weights) each.
         tasks: (name, where its data comes from) each.
+        shots: the numbers of examples in the prompt, by task.
     """
     return [
         EvalCell(label, weights, window, task, shot, data, limit, lengths if data == "made" else ())
         for label, weights in models
         for window in windows
         for task, data in tasks
-        for shot in shots
+        for shot in shots(task)
     ]

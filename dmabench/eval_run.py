@@ -112,7 +112,7 @@ def score_cells(
         model.said = plan.said
         for window, of_window in groupby(of_model, key=lambda cell: cell.window):
             if window is not None:
-                _set_window(loaded, window, source)
+                loaded.model.set_window(window)
             for cell in of_window:
                 _score_cell(cell, plan, tasks, model, loaded, run, folder, peers)
                 advance(1)
@@ -176,7 +176,7 @@ def _facts(cell: EvalCell, plan: Plan, model: LanguageModel, loaded: Loaded) -> 
         "model": cell.model,
         "weights": cell.weights,
         "attention": config.attention if kinds else config.model_type,
-        "window": config.window if kinds and set(kinds) & {"swa", "nsa", "dma"} else None,
+        "window": config.window if kinds and set(kinds) & checkpoints.WINDOWED else None,
         "window_set": cell.window,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
@@ -189,13 +189,6 @@ def _facts(cell: EvalCell, plan: Plan, model: LanguageModel, loaded: Loaded) -> 
         "device": plan.device_name,
         "seed": harness.SEEDS["fewshot"],
     }
-
-
-def _set_window(loaded: Loaded, window: int, source: Source) -> None:
-    try:
-        checkpoints.set_window(loaded.model, window, source.named)
-    except ValueError as error:
-        raise Refusal(str(error)) from error
 
 
 def _log_samples(folder: Path, cell: EvalCell, samples: dict[str, list[dict[str, Any]]]) -> None:

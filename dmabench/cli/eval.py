@@ -76,7 +76,7 @@ def evaluate(
     if dtype not in ("auto", *DTYPES):
         raise Refusal(f"--dtype {dtype!r} is unknown; choose from auto, {', '.join(DTYPES)}")
     if data is not None and tasks is None and suite is None and not model:
-        eval_output.print_served(Path(data).expanduser(), as_json)
+        eval_output.print_served(data, as_json)
         return
     asked = understand(model or [], tasks, suite, shots, window, lengths, data)
     if dry_run:
@@ -123,17 +123,19 @@ def _score(
     from dmabench.eval_cells import labels, make_cells
     from dmabench.eval_run import Plan, score_cells, tasks_of
     from dmabench.runs import Run, find_run, results_root
-    from dmabench.tasks.downstream.checkpoints import find
+    from dmabench.tasks.downstream.checkpoints import check, find
     from dmabench.tasks.downstream.peers import join
 
     peers = join()
     chosen = _own_device(choose_device(device), peers)
     try:
         sources = dict(zip(labels(asked.models), [find(name) for name in asked.models], strict=True))
+        for source in sources.values():
+            check(source, asked.windows, how["tokenizer"])
     except ValueError as error:
         raise Refusal(str(error)) from error
     models = [(label, source.weights) for label, source in sources.items()]
-    cells = make_cells(models, asked.windows, asked.tasks, asked.shots, limit, asked.lengths)
+    cells = make_cells(models, asked.windows, asked.tasks, asked.shots_of, limit, asked.lengths)
     found = environment.describe(("transformers", "tokenizers", "lm-eval", "datasets"))
     settings = {**settings, "models": [f"{label} {weights}" for label, weights in models]}
     first = peers.rank == 0

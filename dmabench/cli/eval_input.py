@@ -26,6 +26,10 @@ class Asked:
     left_out: list[str]
     """Tasks of a suite that the folder cannot serve, with what it lacks."""
 
+    def shots_of(self, task: str) -> list[int | None]:
+        """The numbers of examples that make a difference to a task."""
+        return self.shots if catalogue.takes_examples(task) else [None]
+
     @property
     def hub(self) -> bool:
         """Does a task need what is not on this machine?"""
@@ -43,7 +47,7 @@ def understand(
 ) -> Asked:
     """Everything that the words ask for. Raises Refusal for what cannot be."""
     try:
-        folder = _folder(data)
+        folder = None if data is None else local_data.find_folder(data)
         shot_numbers: list[int | None] = [None] if shots is None else list(parse_sweep(shots, "--shots", least=0))
         names, left_out = _tasks(tasks, suite, folder, any(shot_numbers))
         sources = [(name, _where(name, folder)) for name in names]
@@ -58,14 +62,6 @@ def understand(
         )
     except ValueError as error:
         raise Refusal(str(error)) from error
-
-
-def _folder(data: str | None) -> Path | None:
-    if data is None:
-        return None
-    folder = Path(data).expanduser()
-    local_data.check_folder(folder)
-    return folder
 
 
 def _models(given: Sequence[str], sources: list[str]) -> list[str]:
@@ -129,8 +125,8 @@ def _check_task(name: str, known: list[str], folder: Path | None, with_shots: bo
         )
     if name not in known:
         raise Refusal(
-            f"no task {name!r} can be read from a folder{near}; `dmabench eval --data {folder}` lists those that this "
-            "one serves, and without --data every task of lm-eval's can be named"
+            f"no task {name!r} can be read from a folder{near} (`dmabench eval --data {folder}` lists those that this "
+            "one serves; without --data every task of lm-eval's can be named)"
         )
     missing = _missing(name, folder, with_shots)
     if missing:

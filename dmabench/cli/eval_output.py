@@ -17,10 +17,10 @@ MODELS_A_TABLE = 4
 Told = Callable[[EvalCell, str, int, int], None]
 
 
-def print_served(folder: Path, as_json: bool) -> None:
+def print_served(data: str, as_json: bool) -> None:
     """Which tasks a folder can serve, and what it lacks for the others."""
     try:
-        local_data.check_folder(folder)
+        folder = local_data.find_folder(data)
     except ValueError as error:
         raise Refusal(str(error)) from error
     found = local_data.served(folder)
@@ -52,7 +52,7 @@ def print_served(folder: Path, as_json: bool) -> None:
     subjects = sum(not one.missing for one in found if one.task.startswith("mmlu_") and one.task not in groups)
     headers = ["task", "served", "examples", "few-shot", "missing"]
     to_stdout(
-        lambda console: console.print(table(headers, cells, f"What {folder} serves", ("served", "few-shot", "missing")))
+        lambda console: console.print(table(headers, cells, f"What {data} serves", ("served", "few-shot", "missing")))
     )
     say(f"MMLU's subjects are tasks too (mmlu_anatomy, ...): {subjects} of {len(groups['mmlu'])} are served.", "dim")
 
@@ -68,7 +68,7 @@ def print_asked(asked: Asked, limit: int | None, as_json: bool) -> None:
     for model in asked.models:
         for window in asked.windows:
             for task, where in asked.tasks:
-                for shots in asked.shots:
+                for shots in asked.shots_of(task):
                     count = _examples(task, where, asked.data)
                     lines.append(
                         {

@@ -21,6 +21,8 @@ class Stock:
     """Where a data folder has its files, <split>.jsonl each."""
     splits: dict[str, str]
     """What the definition calls its splits: training_split, validation_split, test_split, fewshot_split -> name."""
+    whole_texts: bool = False
+    """The perplexity of texts: there is no prompt that could hold examples."""
 
     @property
     def scored(self) -> str:
@@ -44,7 +46,7 @@ _MMLU = _splits(test="test", fewshot="dev")
 
 _SINGLE = {
     "lambada_openai": Stock("lambada/lambada_openai.yaml", "lambada_openai", _splits(test="test")),
-    "wikitext": Stock("wikitext/wikitext.yaml", "wikitext", _ALL),
+    "wikitext": Stock("wikitext/wikitext.yaml", "wikitext", _ALL, whole_texts=True),
     "openbookqa": Stock("openbookqa/openbookqa.yaml", "openbookqa", _ALL),
     "arc_easy": Stock("arc/arc_easy.yaml", "arc_easy", _ALL),
     "arc_challenge": Stock("arc/arc_challenge.yaml", "arc_challenge", _ALL),
@@ -52,7 +54,7 @@ _SINGLE = {
     "hellaswag": Stock("hellaswag/hellaswag.yaml", "hellaswag", _NO_TEST),
     "winogrande": Stock("winogrande/default.yaml", "winogrande", _NO_TEST),
     "triviaqa": Stock("triviaqa/default.yaml", "triviaqa", _NO_TEST),
-    "pile_10k": Stock("pile_10k/pile_10k.yaml", "pile_10k", _splits(test="train")),
+    "pile_10k": Stock("pile_10k/pile_10k.yaml", "pile_10k", _splits(test="train"), whole_texts=True),
 }
 
 SAMPLES = {
@@ -132,6 +134,12 @@ def members(name: str) -> tuple[str, ...]:
     return groups().get(name, (name,))
 
 
+def takes_examples(name: str) -> bool:
+    """Can a prompt of the task hold examples? (Of tasks outside this catalogue: yes.)"""
+    stock = SAMPLES.get(name) or stock_tasks().get(name)
+    return stock is None or not stock.whole_texts
+
+
 def known() -> list[str]:
     """Names that need no look at lm-eval's whole index, in the order of lists: single tasks, groups, RULER, samples."""
     subjects = [name for name in stock_tasks() if name not in _SINGLE]
@@ -139,6 +147,6 @@ def known() -> list[str]:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """ "; did you mean X?", or nothing where no name is near."""
+    """A half sentence that asks for the nearest name ("; did you mean X?"), or nothing where none is near."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 UNTRAINED = "untrained:"
 """In front of a preset's name: random weights and a tokenizer of bytes, so that a command runs without any file."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WINDOWED = {"swa", "nsa", "dma"}
+"""Attentions whose window can be set after training."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -71,6 +74,23 @@ def find(name: str) -> Source:
     return Source(name, folder, _hash(_weight_files(folder)))
 
 
+def check(source: Source, windows: Sequence[int | None] = (), tokenizer: str | None = None) -> None:
+    """What `load` and `set_window` would refuse, told before anything is loaded that takes long.
+
+    Raises:
+        ValueError: a configuration that cannot be read, a window for a model without one, no tokenizer.
+    """
+    import dmabench.tasks.model  # noqa: F401  registers the configuration with transformers
+
+    config = _config(source)
+    for window in windows:
+        if window is not None and not set(getattr(config, "kinds", ())) & WINDOWED:
+            has = f"its attention is {config.attention}" if hasattr(config, "kinds") else "it is no model of dmabench"
+            raise ValueError(f"--window {window}: {source.named} has no window to set ({has}); leave --window out")
+    if source.folder is not None or tokenizer:
+        _tokenizer(source, tokenizer)
+
+
 def load(source: Source, device: str, dtype: str = "auto", tokenizer: str | None = None) -> Loaded:
     """The model on `device` in evaluation mode, and its tokenizer.
 
@@ -91,7 +111,7 @@ def load(source: Source, device: str, dtype: str = "auto", tokenizer: str | None
     logging.disable_progress_bar()
     words = _byte_tokenizer() if source.folder is None and tokenizer is None else _tokenizer(source, tokenizer)
     if source.folder is None:
-        model = _untrained(source.named)
+        model = _untrained(source)
         if dtype != "auto":
             model = model.to(getattr(torch, DTYPES[dtype]))
     else:
@@ -107,15 +127,6 @@ def load(source: Source, device: str, dtype: str = "auto", tokenizer: str | None
             "they do not belong together; name the right one with --tokenizer DIR"
         )
     return Loaded(model.to(device).eval(), words)
-
-
-def set_window(model: Any, window: int, named: str) -> None:
-    """Another window for a model of ours; ValueError for a model that has none."""
-    kinds = set(getattr(model.config, "kinds", ()))
-    if not kinds & {"swa", "nsa", "dma"}:
-        has = f"its attention is {', '.join(sorted(kinds))}" if kinds else "it is no model of dmabench"
-        raise ValueError(f"--window {window}: {named} has no window to set ({has}); leave --window out for it")
-    model.set_window(window)
 
 
 def reads(model: Any, tokenizer: Any) -> int:
@@ -174,17 +185,31 @@ def _tokenizer(source: Source, other: str | None) -> Any:
         ) from error
 
 
-def _untrained(named: str) -> Any:
-    """untrained:PRESET or untrained:PRESET:ATTENTION, always the same random weights."""
+def _config(source: Source) -> Any:
+    """The configuration; of an untrained model that of untrained:PRESET or untrained:PRESET:ATTENTION."""
+    from transformers import AutoConfig
+
+    from dmabench.tasks.presets import model_config
+
+    if source.folder is None:
+        preset, _, attention = source.named.removeprefix(UNTRAINED).partition(":")
+        return model_config(preset, attention or "dma")
+    try:
+        return AutoConfig.from_pretrained(source.folder)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"the config.json of {source.named} cannot be used: {first}") from error
+
+
+def _untrained(source: Source) -> Any:
+    """Always the same random weights."""
     import torch
 
     from dmabench.tasks.model import DmabenchForCausalLM
-    from dmabench.tasks.presets import model_config
 
-    preset, _, attention = named.removeprefix(UNTRAINED).partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DmabenchForCausalLM(model_config(preset, attention or "dma"))
+        return DmabenchForCausalLM(_config(source))
 
 
 def _byte_tokenizer() -> Any:

@@ -115,7 +115,7 @@ def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = Non
             "subtask_of": None if task == name else name,
             "examples": sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
             "of_examples": sum(results["n-samples"][leaf]["original"] for leaf in leaves),
-            "shots": results["n-shot"].get(task),
+            "shots": max(results["n-shot"][leaf] or 0 for leaf in leaves),
             "output_type": loaded["tasks"][leaves[0]].OUTPUT_TYPE,
             "task_version": str(results["versions"].get(task)),
             "task_hash": task_hash([one for leaf in leaves for one in samples[leaf]]),

@@ -37,17 +37,25 @@ class Served:
     """Files that it lacks for prompts with examples in them."""
 
 
-def check_folder(folder: Path) -> None:
-    """ValueError, in a sentence, unless `folder` is a folder that serves at least one task."""
+def find_folder(named: str) -> Path:
+    """The folder that was named, or lm_eval in it (other data may lie beside).
+
+    Raises:
+        ValueError: there is none, or it serves no task.
+    """
+    folder = Path(named).expanduser()
     if not folder.is_dir():
         what = "is a file" if folder.is_file() else "does not exist"
         raise ValueError(f"data folder {folder} {what}: give a folder with files such as lambada_openai/test.jsonl")
+    if (folder / "lm_eval").is_dir():
+        folder = folder / "lm_eval"
     if not any(not one.missing for one in served(folder)):
         raise ValueError(
             f"data folder {folder} serves no task: it has none of the files that one needs, such as "
             "lambada_openai/test.jsonl, wikitext/test.jsonl or mmlu/anatomy/test.jsonl. "
             "Is it the folder above or below?"
         )
+    return folder
 
 
 def served(folder: Path) -> list[Served]:
@@ -66,7 +74,7 @@ def serve(folder: Path, name: str) -> Served:
             examples += _lines(folder / scored)
         else:
             missing.append(scored)
-        if not (folder / shown).is_file():
+        if not stock.whole_texts and not (folder / shown).is_file():
             fewshot_missing.append(shown)
     return Served(name, examples, tuple(missing), tuple(fewshot_missing))
 
