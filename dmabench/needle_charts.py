@@ -31,9 +31,8 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
         for trained, chosen in chart.groupby("train_len", dropna=False, sort=True):
             maps = {name: _table(mine) for name, mine in chosen.groupby("name", sort=False)}
             hatched = {name: bool(mine["status"].eq(UNDERTRAINED).any()) for name, mine in chosen.groupby("name")}
-            words = shared_words(task, rows_of(chosen), ("test_len", "depth", "kind", "kinds"))
+            words = shared_words(task, rows_of(chosen), ("test_len", "depth"))
             line = [f"line: trained at {length(int(trained))}, longer to its right"] * (trained == trained)
-            words = [str(chosen["kind"].iloc[0])] * ("kind" in chosen) + words
             figure = _figure(maps, hatched, trained, "cividis", (0, 1))
             dress(figure, f"{task.title}: accuracy by length and depth", words, chosen, about, line)
             figures[stem_of("accuracy", task, figures)] = figure

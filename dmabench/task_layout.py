@@ -18,7 +18,7 @@ HEADERS = {
     "short_conv": "conv",
 }
 SHOWN = (
-    *("pattern", "distance", "copied", "marked", "pairs", "seqlen", "train_len", "vocab", "window"),
+    *("kind", "pattern", "distance", "copied", "marked", "pairs", "seqlen", "train_len", "vocab", "window"),
     *("d_model", "layers", "heads", "positions", "short_conv", "lr"),
 )
 """Settings that the line above a table tells when all rows share them."""
@@ -112,7 +112,7 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
     axes = {axis.name for axis in task.axes}
     for field in task.columns:
         if field not in told | axes and any(row.get(field) is not None for row in rows):
-            columns[field.replace("_", " ")] = lambda row, field=field: text(row.get(field))  # type: ignore[misc]
+            columns[field.replace("_", " ")] = lambda row, field=field: _brief(row.get(field))  # type: ignore[misc]
     return columns | _status(rows)
 
 
@@ -224,6 +224,11 @@ def state(row: Row) -> str:
     """What a line is: "" for one that counts, else UNDERTRAINED or the status of a cell without a score."""
     status = str(row.get("status"))
     return "" if status == "PASSED" else status
+
+
+def _brief(value: Any) -> str:
+    """A measured number, to three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else text(value)
 
 
 def _short(row: Row | None) -> str:

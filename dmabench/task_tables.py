@@ -37,7 +37,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         found.append(f"accuracy is on test examples, a mean over seeds; interval: {', '.join(words)}")
         if max(counts) < SEEDS:
             more = "one seed" if counts == {1} else f"{max(counts)} seeds"
-            found.append(f"{more}: weights vary more than the interval says; a claim needs {SEEDS} (--seed 0,1,2)")
+            found.append(f"{more}: weights vary more than the interval says; a claim needs {SEEDS} (--seeds {SEEDS})")
     if any(row.get("test_len") is not None for row in rows):
         found.append(
             "* longer than in training; within, beyond: mean over lengths and depths up to there and after; effective: "
