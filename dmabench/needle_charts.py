@@ -70,7 +70,7 @@ def _figure(
     width = max(5.4, 0.75 + across * (wide + 0.25) + 0.85)
     height = 1.05 + down * (high + 0.62)
     figure = Figure(figsize=(width, height), layout=None)
-    cells = None
+    cells: Any = None
     for number, (name, table) in enumerate(maps.items()):
         left = 0.6 + (number % ACROSS) * (wide + 0.25)
         bottom = height - 0.78 - high - (number // ACROSS) * (high + 0.62)

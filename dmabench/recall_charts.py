@@ -32,7 +32,7 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
     figures: dict[str, Figure] = {}
     x, panel = _axes_of(frame)
     for part in apart(task, _one_window(frame), (x, panel)):
-        words = shared_words(task, rows_of(part), (x, panel))
+        words = shared_words(task, rows_of(part))
         figure = _figure(part, panel, x, lambda axes, chosen, x=x: _over(axes, chosen, x, []))
         dress(figure, f"{task.title}: accuracy over {_title(x)}", words, part, about)
         figures[stem_of("accuracy", task, figures)] = figure
@@ -45,13 +45,13 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
             figure = _figure(
                 part, "seqlen", "w/pairs", lambda axes, chosen: _over(axes, chosen, "w/pairs", _flat(chosen))
             )
-            words = shared_words(task, rows_of(part), ("window", "seqlen"))
+            words = shared_words(task, rows_of(part))
             dress(figure, f"{task.title}: accuracy over keys a query sees for each pair", words, part, about)
             figures[stem_of("window", task, figures)] = figure
     if frame["infer_ms"].notna().sum() > 1:
         for part in apart(task, frame[frame["infer_ms"] > 0], ("seqlen",)):
             figure = _figure(part, "seqlen", "infer_ms", _over_time)
-            words = shared_words(task, rows_of(part), ("seqlen", "window"))
+            words = shared_words(task, rows_of(part))
             dress(figure, f"{task.title}: accuracy over inference time", words, part, about)
             figures[stem_of("time", task, figures)] = figure
     return figures

@@ -99,17 +99,18 @@ def grid(
     from matplotlib.patches import Rectangle
 
     table = numpy.ma.masked_invalid(numpy.asarray(values, float))
+    missing = numpy.ma.getmaskarray(table)
     cells = axes.pcolormesh(
         table, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolors="white", linewidth=0.6, snap=True
     )
     for y, x in numpy.ndindex(table.shape):
-        if table.mask is not numpy.ma.nomask and table.mask[y, x]:
+        if missing[y, x]:
             axes.text(x + 0.5, y + 0.5, texts[y][x], ha="center", va="center", fontsize=5.5, color="#757575")
             continue
         red, green, blue, _ = cells.cmap(cells.norm(table[y, x]))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
         if hatched[y][x]:
-            look = {"fill": False, "hatch": HATCH, "linewidth": 0, "edgecolor": "#999999"}
+            look: dict[str, Any] = {"fill": False, "hatch": HATCH, "linewidth": 0, "edgecolor": "#999999"}
             axes.add_patch(Rectangle((x, y), 1, 1, **look))
         ink = PAPER if dark else INK
         axes.text(x + 0.5, y + 0.5, texts[y][x], ha="center", va="center", fontsize=6.5, color=ink)

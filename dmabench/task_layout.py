@@ -100,7 +100,8 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
             f"{row['window'] / row['pairs']:.3g}" if row.get("pairs") and row.get("window") else ""
         )
     columns["accuracy"] = lambda row: share(row.get("accuracy"))
-    columns["interval"] = interval
+    if any(row.get("low") is not None for row in rows):
+        columns["interval"] = interval
     told = {"accuracy", "correct", "total", "chance", "infer_ms", *columns}
     kept = next((name for name in KEPT if any(row.get(name) is not None for row in rows)), None)
     if kept:
@@ -178,7 +179,8 @@ def _by_length(task: Task, rows: Sequence[Row], width: int | None) -> list[Sheet
         for tested in sorted({one for row in mine for one in row["lengths"]}):
             header = length(tested) + ("*" if trained and tested > trained else "")
             columns[header] = lambda row, tested=tested: share(row["lengths"].get(tested), 2)  # type: ignore[misc]
-        columns |= {name: (lambda row, name=name: share(row[name])) for name in ("within", "beyond")}
+        columns["within"] = lambda row: share(row["within"])
+        columns["beyond"] = lambda row: share(row["beyond"])
         columns["ratio"] = lambda row: "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         columns["effective"] = lambda row: length(row["effective"]) if row["lengths"] else ""
         found.append(_sheet(task.title, task, mine, columns | _status(mine), width))

@@ -86,8 +86,9 @@ def extrapolation(task: Task, rows: Iterable[Row]) -> list[Row]:
         first = {
             name: value for name, value in group[0].items() if name not in ("test_len", "depth", "within", "beyond")
         }
-        means = {"within": fmean(within) if within else None, "beyond": fmean(beyond) if beyond else None}
-        ratio = means["beyond"] / means["within"] if beyond and means["within"] else None
+        inside_mean, beyond_mean = (fmean(means) if means else None for means in (within, beyond))
+        ratio = beyond_mean / inside_mean if beyond_mean is not None and inside_mean else None
+        means = {"within": inside_mean, "beyond": beyond_mean}
         found.append({**first, "lengths": lengths, **means, "ratio": ratio, "effective": effective})
     return found
 
