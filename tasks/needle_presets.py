@@ -26,7 +26,7 @@ QUICK = COMMON | {
     "lr": 1e-2,
     "batch": 16,
     "steps": 1000,
-    "stop_at": 0.995,
+    "stop_at": 0.99,
 }
 H100 = COMMON | {
     "attention": "mha,swa,mla,nsa,dma",
