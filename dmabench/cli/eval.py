@@ -116,24 +116,28 @@ def _score(
     if not asked.hub and all(Path(name).is_dir() or ":" in name for name in asked.models):
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # nothing to ask it for
 
-    from dmabench import environment
-    from dmabench.cli.eval_output import progress_bar
     from dmabench.cli.kernels_input import choose_device
-    from dmabench.cli.output import say
     from dmabench.eval_cells import labels, make_cells
-    from dmabench.eval_run import Plan, score_cells, tasks_of
-    from dmabench.runs import Run, find_run, results_root
     from dmabench.tasks.downstream.checkpoints import check, find
     from dmabench.tasks.downstream.peers import join
 
-    peers = join()
-    chosen = _own_device(choose_device(device), peers)
+    device = choose_device(device)
     try:
         sources = dict(zip(labels(asked.models), [find(name) for name in asked.models], strict=True))
         for source in sources.values():
             check(source, asked.windows, how["tokenizer"])
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+    # What can be refused has been: these import lm_eval.
+    from dmabench import environment
+    from dmabench.cli.eval_output import progress_bar
+    from dmabench.cli.output import say
+    from dmabench.eval_run import Plan, score_cells, tasks_of
+    from dmabench.runs import Run, find_run, results_root
+
+    peers = join()
+    chosen = _own_device(device, peers)
     models = [(label, source.weights) for label, source in sources.items()]
     cells = make_cells(models, asked.windows, asked.tasks, asked.shots_of, limit, asked.lengths)
     found = environment.describe(("transformers", "tokenizers", "lm-eval", "datasets"))

@@ -1,5 +1,6 @@
 """Answers of one model to one task, batch by batch, on disk: an interrupted task goes on where it was."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -65,6 +66,8 @@ class Answers:
         if self._stem is not None:
             for path in self._stem.parent.glob(f"{self._stem.name}.*.jsonl"):
                 path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: of another task
+                self._stem.parent.rmdir()
 
     def _read(self, path: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
