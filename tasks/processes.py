@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -27,14 +25,20 @@ class Processes:
         Args:
             device: of one process; of several, cpu, or a cuda device of which each process takes the one of its rank.
         """
-        wanted = torch.device(device)
-        handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+        self.device, self.rank, self.count = torch.device(device), 0, 1
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
         # The precision is the forward's own affair: accelerate keeps one for the life of a process.
         self._accelerator = Accelerator(
-            cpu=wanted.type == "cpu", mixed_precision="no", device_placement=False, kwargs_handlers=handlers
+            cpu=self.device.type == "cpu",
+            mixed_precision="no",
+            device_placement=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+        self.device = self._accelerator.device
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
-        self.device = self._accelerator.device if self.count > 1 else wanted
 
     @property
     def first(self) -> bool:
@@ -50,10 +54,12 @@ class Processes:
         if self.count == 1:
             return module
         if not shard:
-            return self._accelerator.prepare_model(module)
+            wrapped: nn.Module = self._accelerator.prepare_model(module)
+            return wrapped
         for layer in layers:
             fully_shard(layer)
-        return fully_shard(module)
+        fully_shard(module)
+        return module
 
     def without_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gradients of forwards and backwards inside are kept in each process, to be added up by the next outside."""
@@ -63,7 +69,7 @@ class Processes:
 
     def clip(self, module: nn.Module, norm: float) -> None:
         """Scales the gradients so that their norm, over all processes, is at most `norm`."""
-        self._accelerator.clip_grad_norm_(module.parameters(), norm)
+        nn.utils.clip_grad_norm_(module.parameters(), norm)
 
     def sum(self, values: Tensor) -> Tensor:
         """Over all processes."""
@@ -75,9 +81,9 @@ class Processes:
         """The first process's value, in all of them."""
         if self.count == 1:
             return value
-        held: list[Any] = [value]
-        broadcast_object_list(held)
-        return held[0]  # type: ignore[no-any-return]
+        held = [value]
+        torch.distributed.broadcast_object_list(held, device=self.device)
+        return held[0]
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in all of them."""
@@ -89,7 +95,8 @@ class Processes:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self._accelerator.wait_for_everyone()
+        if self.count > 1:
+            self._accelerator.wait_for_everyone()
 
     def whole(self, model: Any, sharded: bool) -> Any:
         """The model as one process can use it: itself, or a copy put together from the shares."""

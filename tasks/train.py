@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmabench.tasks import checkpoint
 from dmabench.tasks.batches import Batch, Feed, Part
 from dmabench.tasks.interrupts import Interrupts
+from dmabench.tasks.labelled_loss import LabelledLoss
 from dmabench.tasks.processes import Processes, deterministic
-from dmabench.tasks.recipe import Recipe, autocast, make_optimizer
+from dmabench.tasks.recipe import Recipe, make_optimizer
 from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Examples, Progress, Tools
 
@@ -55,21 +55,6 @@ class Trained:
     """Loss of each step: mean over its labels."""
     validations: list[tuple[int, float]]
     """Steps done and accuracy."""
-
-
-class LabelledLoss(nn.Module):
-    """The sum of cross-entropies in float32 at the labelled positions, which alone go through the output layer."""
-
-    def __init__(self, model: Any, precision: str) -> None:
-        super().__init__()
-        self.model, self.precision = model, precision
-
-    def forward(self, input_ids: Tensor, index: Tensor, targets: Tensor) -> Tensor:
-        """input_ids [B, T], index and targets [N], all int64, to a scalar."""
-        with autocast(input_ids.device, self.precision):
-            hidden = self.model.model(input_ids=input_ids).last_hidden_state
-            logits = self.model.lm_head(hidden.flatten(0, 1).index_select(0, index))
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 @dataclass

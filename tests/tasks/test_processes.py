@@ -42,7 +42,8 @@ def test_two_processes_train_as_one_does(trained: SimpleNamespace, case: str) ->
     assert weights[0].keys() == trained.weights.keys()
     for name, expected in trained.weights.items():
         assert torch.equal(weights[0][name], weights[1][name])
-        torch.testing.assert_close(weights[0][name], expected, rtol=1e-3, atol=1e-5)
+        # Adam divides by the size of a gradient, so that rounding shows where it is near 0: 1% of a step of lr 0.01.
+        torch.testing.assert_close(weights[0][name], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["plain", "accumulated", "sharded"])

@@ -45,7 +45,7 @@ def weights(model: DmabenchForCausalLM) -> dict[str, torch.Tensor]:
 
 def run(folder: Path, validate: Any = None, **recipe: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = build_model(SETTINGS, 32, 12)
-    wanted = Recipe(STEPS, 7, 1e-2, validate_every=STOP_AT, **recipe)
+    wanted = Recipe(STEPS, 7, 1e-2, clip=0.1, validate_every=STOP_AT, **recipe)  # 0.1 clips every step
     done = training.train(model, Ragged(), wanted, Tools("cpu", folder), validate)
     assert done.tokens == STEPS * 7 * 12
     return done.curve, weights(done.model)
