@@ -32,6 +32,7 @@ def judged(task: Task, rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         key = control_key(task, row)
         value, why = controls.get(key) or controls.get((*key[:-1], None)) or (None, _absent(task))
+        why = why if task.control > 0 else None
         told = {**row, "chosen": row.get("lr") == chosen[rate_key(task, row)], "control": value}
         if row.get("status") == "PASSED" and why:
             told |= {"status": UNDERTRAINED, "reason": why}
@@ -40,15 +41,16 @@ def judged(task: Task, rows: Iterable[Row]) -> list[Row]:
 
 
 def choose_rates(task: Task, rows: Iterable[Row]) -> dict[Key, Any]:
-    """The learning rate of each set of settings (rate_key): the best validation accuracy, as a mean over the seeds
-    that all rates have, or over its own where they share none. The smaller rate wins a tie. A rate without validation
-    accuracy is chosen only where no rate has any."""
-    accuracies: dict[Key, dict[Any, dict[Any, list[float]]]] = {}
+    """The learning rate of each set of settings (rate_key): the best by Task.chosen_by, as a mean over the seeds that
+    all rates have, or over its own where they share none. The smaller rate wins a tie. A rate that was not validated
+    is chosen only where none was."""
+    sign = -1 if task.chosen_by.endswith("loss") else 1
+    scores: dict[Key, dict[Any, dict[Any, list[float]]]] = {}
     for row in rows:
-        by_seed = accuracies.setdefault(rate_key(task, row), {}).setdefault(row.get("lr"), {})
-        if row.get("status") == "PASSED" and row.get("validation_accuracy") is not None:
-            by_seed.setdefault(row.get("seed"), []).append(row["validation_accuracy"])
-    return {key: _best_rate(by_rate) for key, by_rate in accuracies.items()}
+        by_seed = scores.setdefault(rate_key(task, row), {}).setdefault(row.get("lr"), {})
+        if row.get("status") == "PASSED" and row.get(task.chosen_by) is not None:
+            by_seed.setdefault(row.get("seed"), []).append(sign * row[task.chosen_by])
+    return {key: _best_rate(by_rate) for key, by_rate in scores.items()}
 
 
 def rate_key(task: Task, row: Row) -> Key:

@@ -34,10 +34,12 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
     counts = {row["seeds"] for row in lines if row["seeds"]}
     if counts:
         words = ["Wilson's 95% for one seed"] * (1 in counts) + ["the range for several"] * (max(counts) > 1)
-        found.append(f"accuracy is on test examples, a mean over seeds; interval: {', '.join(words)}")
+        intervals = f"; interval: {', '.join(words)}" if any(row.get("low") is not None for row in lines) else ""
+        found.append(f"accuracy is on test examples, a mean over seeds{intervals}")
         if max(counts) < SEEDS:
             more = "one seed" if counts == {1} else f"{max(counts)} seeds"
-            found.append(f"{more}: weights vary more than the interval says; a claim needs {SEEDS} (--seeds {SEEDS})")
+            than = "more than the interval says" if intervals else "from seed to seed"
+            found.append(f"{more}: weights vary {than}; a claim needs {SEEDS} (--seeds {SEEDS})")
     if any(row.get("test_len") is not None for row in rows):
         found.append(
             "* longer than in training; within, beyond: mean over lengths and depths up to there and after; effective: "
@@ -46,6 +48,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
     if any(row.get("speedup") for row in lines):
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
     found += _predictions(task, lines)
+    found += dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
     dense = [row for row in lines if row.get("sparsity_active") is False and row.get("window")]
     if dense:
         found.append(
@@ -127,9 +130,9 @@ def _rates(task: Task, rows: Sequence[Row]) -> list[str]:
     tried: dict[tuple[str, float | None], dict[float, list[float]]] = {}
     chosen = choose_rates(task, rows)
     for row in rows:
-        if row.get("status") == "PASSED" and row.get("validation_accuracy") is not None:
+        if row.get("status") == "PASSED" and row.get(task.chosen_by) is not None:
             key = (name_of(row), chosen[rate_key(task, row)])
-            tried.setdefault(key, {}).setdefault(row["lr"], []).append(row["validation_accuracy"])
+            tried.setdefault(key, {}).setdefault(row["lr"], []).append(row[task.chosen_by])
     several = {key: rates for key, rates in tried.items() if len(rates) > 1}
     if not several:
         return []
@@ -142,7 +145,7 @@ def _rates(task: Task, rows: Sequence[Row]) -> list[str]:
         reached = f" ({share(sum(own) / len(own))})" if own else ""
         words.append(f"{name} {best:g}{reached}, not {others}" if best is not None else f"{name}: none")
     return [
-        "learning rate chosen on validation accuracy (in brackets, mean over seeds), reported on test: "
+        f"learning rate chosen on {task.chosen_by.replace('_', ' ')} (in brackets, mean over seeds), reported on test: "
         + "; ".join(words)
     ]
 

@@ -75,6 +75,7 @@ def run_trials(
     ranks: Ranks,
     began: Callable[[Trial], Told],
     ended: Callable[[Trial, list[Row]], None],
+    kept: tuple[str, ...] = (),
 ) -> None:
     """Runs the cells that have no rows yet and stores the rows of each when it is finished.
 
@@ -84,6 +85,7 @@ def run_trials(
         keep_models: leave the folder of each cell, with what the task saved in it.
         began: told of each cell that starts; returns who is told of its progress.
         ended: told of each cell's rows.
+        kept: names in the folder of a cell that stay in any case, once its rows are stored.
 
     Raises:
         KeyboardInterrupt: a Ctrl-C; the cell that was running has saved its checkpoint.
@@ -99,7 +101,7 @@ def run_trials(
         if ranks.first:
             rows = [run.append(row) for row in rows]
             if not keep_models:
-                _remove(folder)
+                _remove(folder, kept if outcome["status"] == "PASSED" else ())
         ended(trial, rows)
         if ranks.count > 1 and outcome["status"] not in ("PASSED", "UNSUPPORTED"):
             # The others may be anywhere in the cell: none of them can be asked for another.
@@ -119,6 +121,15 @@ def rows_of(trial: Trial, outcome: Outcome, device_name: str, processes: int = 1
     ]
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, kept: tuple[str, ...]) -> None:
     """Checkpoints of a cell whose rows are stored: nobody needs them, and nothing is lost where they cannot go."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if not any((folder / name).exists() for name in kept):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ class Examples(Protocol):
     """Training data: a pure function of the step, so that a resumed training sees what it would have seen."""
 
     def batch(self, step: int, size: int) -> "tuple[Tensor, Tensor]":
-        """input_ids and labels, both [size, T] int64 on the CPU.
+        """input_ids and labels, both [size, T] int64 on the CPU; more rows where a curriculum makes them shorter.
 
         labels[b, t] is the token to be predicted at t, from input_ids[b, :t + 1] (nothing is shifted); -100: none.
         """
@@ -113,9 +113,17 @@ class Task:
     run: Callable[[Settings, Tools], list[Row]]
     """Builds, trains and scores one cell: its rows, without the fields of settings, which the harness adds."""
     control: float
-    """Accuracy that MHA must reach at trained lengths; rows compared with one below it are UNDERTRAINED."""
+    """Accuracy that MHA must reach at trained lengths; rows compared with one below it are UNDERTRAINED. 0: any, and
+    MHA need not be there."""
     columns: tuple[str, ...] = field(default=())
     """Fields that its table shows, besides the axes that vary."""
     complete: Callable[[Settings], Settings] = field(default=dict)
     """Fills in axes that are None because neither the command line nor the defaults name them, from the others (the
     shortest sequence that holds so many pairs, say); runs before `refusal`, and what it returns is the cell."""
+    prepare: Callable[[Settings, Callable[[str], None]], str | None] | None = None
+    """Makes once, before any cell runs, what cells share on this machine (text in tokens, say), telling what takes
+    long; a ValueError refuses the whole run. Returns what a user should know of it, or None."""
+    keeps: tuple[str, ...] = ()
+    """Names in a cell's folder that stay when its rows are stored: a trained model, say."""
+    chosen_by: str = "validation_accuracy"
+    """Field of rows by which a learning rate is chosen: the highest, of a name that ends in loss the lowest."""

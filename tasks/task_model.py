@@ -1,6 +1,7 @@
 """The model of a task: its axes, how it is built from the settings of a cell, what is sparse in it, what it costs."""
 
 import functools
+import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,17 @@ def train_cost(settings: Settings, tokens: int, seqlen: int, vocab: int, labels:
     """
     names = [axis.name for axis in MODEL_AXES]
     key = tuple((name, settings.get(name)) for name in (*names, "train_len"))
-    config, matrices, embedding = _sizes(key, vocab, seqlen)
+    return config_cost(_config(key, vocab, seqlen), tokens, seqlen, settings.get("batch") or 1, labels)
+
+
+def config_cost(config: ModelConfig, tokens: int, seqlen: int, batch: int, labels: int | None = None) -> Cost:
+    """As `train_cost`, of any model.
+
+    Args:
+        batch: sequences that go through the model at once.
+    """
+    matrices, embedding = _sizes(config.to_json_string())
+    vocab = config.vocab_size
     labelled = seqlen if labels is None else labels
     sequences = tokens / seqlen
     pairs = sum(_pairs(config, kind, seqlen) for kind in config.kinds) * config.num_attention_heads
@@ -166,7 +177,6 @@ def train_cost(settings: Settings, tokens: int, seqlen: int, vocab: int, labels:
         + cost.linear_flops("fwd+bwd", labelled, embedding)
         + cost.flops("fwd+bwd", pairs, config.head_dim)
     )
-    batch = settings.get("batch") or 1
     kept = 30 * 2 * config.hidden_size * config.num_hidden_layers * batch * seqlen + 8 * batch * labelled * vocab
     return Cost(tokens, sequences * per_sequence, (16 * (matrices + embedding) + kept) / 2**20)
 
@@ -179,11 +189,15 @@ def _pairs(config: ModelConfig, kind: str, seqlen: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sizes(key: Key, vocab: int, seqlen: int) -> tuple[ModelConfig, int, int]:
-    """The config, parameters beside the embedding, and those of the embedding: a model on no device for each sort of
-    cell, not for each cell."""
+def _config(key: Key, vocab: int, seqlen: int) -> ModelConfig:
+    return model_config(dict(key), vocab, seqlen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sizes(config: str) -> tuple[int, int]:
+    """Parameters beside the embedding, and those of the embedding, of a config in JSON: a model on no device for each
+    sort of cell, not for each cell."""
     from dmabench.tasks.parameters import parameters
 
-    config = model_config(dict(key), vocab, seqlen)
-    found = parameters(config)
-    return config, found["total"] - found["embedding"], found["embedding"]
+    found = parameters(ModelConfig(**json.loads(config)))
+    return found["total"] - found["embedding"], found["embedding"]

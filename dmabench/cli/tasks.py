@@ -72,6 +72,7 @@ def run_task(task: Task, options: dict[str, Any]) -> None:
     if options["dry_run"]:
         print_trials(task, trials, device, options["as_json"])
         return
+    prepare(task, trials)
     run, interrupted = measure(task, trials, _settings(blocks, trials, preset, device, options), options)
     if run is None:  # one of several processes, and not the one that prints
         sys.exit(130 if interrupted else 0)
@@ -80,6 +81,28 @@ def run_task(task: Task, options: dict[str, Any]) -> None:
     about = task.presets[preset].about if preset else f"for a {'GPU' if device.startswith('cuda') else 'CPU'}"
     which = f"{f'preset {preset}' if preset else 'defaults'} ({about})"
     sys.exit(print_run(task, run, rows, which, options["as_json"], interrupted, cells=len(trials)))
+
+
+def prepare(task: Task, trials: list[Trial]) -> None:
+    """Makes what the cells share, and tells what a user should know of it.
+
+    Raises:
+        Refusal: it cannot be made.
+    """
+    if task.prepare is None:
+        return
+    from dmabench.cli.output import say
+
+    first = here().first
+    told: dict[str, None] = {}
+    try:
+        for trial in trials:
+            if not trial.refusal and (note := task.prepare(trial.settings, say if first else lambda sentence: None)):
+                told[note] = None
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    for note in told if first else ():
+        say(f"note: {note}", "yellow")
 
 
 def _given(task: Task, options: dict[str, Any]) -> dict[str, str]:

@@ -96,7 +96,7 @@ def _time(seconds: float) -> str:
 
 
 def _millions(tokens: int) -> str:
-    return f"{tokens / 1e6:.3g}M" if tokens >= 1e5 else str(tokens)
+    return f"{tokens / 1e9:.3g}B" if tokens >= 1e9 else f"{tokens / 1e6:.3g}M" if tokens >= 1e5 else str(tokens)
 
 
 def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool, interrupted: bool, cells: int) -> int:

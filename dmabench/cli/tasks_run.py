@@ -45,7 +45,7 @@ def measure(
             Shown(task, trials, len(trials) - len(left), ranks.first) as shown,
             _runner(run.path, options, ranks) as runner,
         ):
-            run_trials(left, run, runner, how, name, keep, ranks, shown.began, shown.ended)
+            run_trials(left, run, runner, how, name, keep, ranks, shown.began, shown.ended, task.keeps)
     except BaseException as error:
         if ranks.first:
             run.finish("interrupted")
