@@ -17,7 +17,8 @@ EARLY = "a curriculum is on, off, or numbers of pairs below the target with + be
 def stages(curriculum: str, target: Layout, steps: int) -> list[Stage]:
     """The stages of a training of so many steps; the last has the target's layout.
 
-    Those before it share the first 40% of the steps equally. Their sequences are shorter in proportion to their pairs.
+    Those before it share the first 40% of the steps equally. Their sequences are shorter in proportion to their pairs
+    (and their batches larger: `TrainingSet.batch`).
 
     Args:
         curriculum: "off" (the target alone), "on" (4, 16, 64, ... pairs) or pairs such as "8+32+128".

@@ -26,7 +26,7 @@ from dmabench.tasks.task_model import (
 )
 from dmabench.tasks.train import train
 
-VALIDATIONS = 20
+VALIDATIONS = 10
 """How often a training looks at its validation accuracy."""
 STOP_AT = 0.995
 """Validation accuracy that ends training."""
@@ -85,10 +85,8 @@ def cost(settings: Settings) -> Cost:
     T, steps = settings["seqlen"], settings["steps"]
     plan = stages(settings["curriculum"], layout_of(settings), steps)
     ends = [stage.first_step for stage in plan[1:]] + [steps]
-    tokens = sum(
-        (end - stage.first_step) * settings["batch"] * stage.layout.seqlen
-        for stage, end in zip(plan, ends, strict=True)
-    )
+    step_tokens = [settings["batch"] * T // stage.layout.seqlen * stage.layout.seqlen for stage in plan]
+    tokens = sum((end - stage.first_step) * taken for stage, end, taken in zip(plan, ends, step_tokens, strict=True))
     scored = T * (settings["test_examples"] + VALIDATIONS * _validation_examples(settings))
     # A forward takes a third of a step; every token is counted as if in a sequence of the target's length.
     whole = train_cost(settings, tokens + scored // 3, T, settings["vocab"], labels=settings["pairs"])

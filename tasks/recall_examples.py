@@ -150,21 +150,26 @@ class TrainingSet:
         self._orders: dict[int, I64] = {}
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """input_ids and labels [size, T] of a step, T that of the step's stage."""
-        layout = [stage.layout for stage in self.stages if stage.first_step <= step][-1]
-        recall = layout.make(self.seed, "train", self.rows(step, size))
+        """input_ids and labels [n, T] of a step, T that of the step's stage.
+
+        In the last stage n is size; in those before it n is larger, so that a step has about as many tokens.
+        """
+        stage, rows = self.rows(step, size)
+        recall = stage.layout.make(self.seed, "train", rows)
         return recall.input_ids, recall.labels
 
-    def rows(self, step: int, size: int) -> I64:
-        """The numbers of a step's examples."""
-        number = step * size + np.arange(size)
+    def rows(self, step: int, size: int) -> tuple[Stage, I64]:
+        """The stage of a step and the numbers of its examples, which each stage counts from 0."""
+        stage = [stage for stage in self.stages if stage.first_step <= step][-1]
+        count = size * self.stages[-1].layout.seqlen // stage.layout.seqlen
+        number = (step - stage.first_step) * count + np.arange(count)
         if not self.examples:
-            return number
+            return stage, number
         epochs, places = number // self.examples, number % self.examples
         rows = np.empty_like(number)
         for epoch in np.unique(epochs).tolist():
             rows[epochs == epoch] = self._order(epoch)[places[epochs == epoch]]
-        return rows
+        return stage, rows
 
     def _order(self, epoch: int) -> I64:
         if epoch not in self._orders:

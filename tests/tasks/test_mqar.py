@@ -95,7 +95,7 @@ def test_a_cell_is_one_row(tmp_path, attention):
 def test_the_cost_counts_the_tokens_of_every_stage(tmp_path):
     settings = cell(curriculum="1+2", steps=10, batch=3, vocab=128)
     (row,) = TASK.run(settings, Tools("cpu", tmp_path))
-    assert row["tokens"] == TASK.cost(settings).tokens == 3 * (2 * 8 + 2 * 16 + 6 * 32)
+    assert row["tokens"] == TASK.cost(settings).tokens == 10 * 3 * 32
     assert row["infer_ms"] is None
 
 
@@ -110,7 +110,7 @@ def test_the_same_cell_gives_the_same_row(tmp_path):
 
 
 def test_the_control_learns_and_a_narrow_window_does_not(tmp_path):
-    learning = {"pairs": 4, "steps": 300, "step_tokens": 1024, "lr": 1e-2}
+    learning = {"pairs": 4, "seqlen": 16, "steps": 300, "step_tokens": 512}
     (dense,) = TASK.run(cell(**learning), Tools("cpu", tmp_path / "mha"))
     assert dense["accuracy"] > TASK.control
     assert (dense["stopped"], dense["steps_done"] < 300) == ("early", True)
