@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from dmabench.cli.output import WIDTH, exit_code, json_lines, say, to_stdout
 from dmabench.tasks.task import Task
 from dmabench.trial_roof import Roof, roof_of
+from dmabench.trial_run import CELLS
 from dmabench.trials import Trial, text, varying
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
         return
     notes: list[str] = []
     table = _cells_table(task, trials, roof, notes)
-    seconds = sum(roof.seconds(trial.cost.flops) for trial in trials)
+    seconds = sum(roof.seconds(trial) for trial in trials)
     count = f"{len(trials)} cell{'s' * (len(trials) != 1)}"
     shared = [axis.name for axis in task.axes if axis.name not in varying(task, trials)]
     values = {name: text(trials[0].settings[name]) for name in shared}
@@ -47,7 +48,7 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
 
 def _as_json(trial: Trial, roof: Roof) -> Row:
     cost = trial.cost
-    told = {"tokens": cost.tokens, "flops": cost.flops, "minutes": roof.seconds(cost.flops) / 60, "mib": cost.mib}
+    told = {"tokens": cost.tokens, "flops": cost.flops, "minutes": roof.seconds(trial) / 60, "mib": cost.mib}
     status = "UNSUPPORTED" if trial.refusal else None
     head = {"task": trial.task, "cell": trial.id, "status": status, "reason": trial.refusal}
     return {**head, **trial.settings, **told}
@@ -76,7 +77,7 @@ def _cells_table(task: Task, trials: list[Trial], roof: Roof, notes: list[str]) 
                 notes.append(refusal)
             table.add_row(*values, *told, f"[{notes.index(refusal) + 1}]".replace("[", r"\["), "", "", style="dim")
         else:
-            seconds = sum(roof.seconds(trial.cost.flops) for trial in same)
+            seconds = sum(roof.seconds(trial) for trial in same)
             tokens = _millions(sum(trial.cost.tokens for trial in same))
             table.add_row(*values, *told, tokens, _time(seconds), f"{cost.mib:,.0f}")
     notes[:] = [f"[{number}] cannot be: {reason}" for number, reason in enumerate(notes, start=1)]
@@ -137,7 +138,9 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         say(undrawn, "yellow")
     if interrupted:
         done = len({row["cell"] for row in rows})
-        told = f"{done} of {cells} cells are stored" if done else "no cell was finished yet"
+        told = f"{done} of {cells} cells are stored" if done else "no cell is finished yet"
+        if any(run.path.glob(f"{CELLS}/*/*")):
+            told += ", and the checkpoint of one more"
         say(f"Interrupted: {told}. Repeat the command with --resume {run.name} to go on.", "bold")
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be scored: every row says why.")

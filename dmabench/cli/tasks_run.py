@@ -78,12 +78,16 @@ def _open(
 
 @contextmanager
 def _ending_as_ctrl_c() -> Iterator[None]:
-    """A scheduler's end of time is a Ctrl-C: checkpoints are saved, and --resume goes on."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A scheduler's end of time and a lost connection are a Ctrl-C: checkpoints are saved, and --resume goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -186,8 +186,9 @@ def test_ctrl_c_keeps_a_checkpoint_that_the_resumed_run_goes_on_from(toys, call,
     rows, manifest = toys.stored(tmp_path)
     assert result.exit_code == 130 and manifest["status"] == "interrupted", result.output
     assert [row["attention"] for row in rows] == ["mha"]
-    assert f"1 of 2 cells are stored. Repeat the command with --resume {manifest['run']}" in " ".join(
-        result.stderr.split()
+    assert (
+        f"1 of 2 cells are stored, and the checkpoint of one more. Repeat the command with --resume {manifest['run']}"
+        in " ".join(result.stderr.split())
     )
     result = call(*words, "--resume", "latest")
     rows, manifest = toys.stored(tmp_path)

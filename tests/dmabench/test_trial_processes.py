@@ -32,7 +32,11 @@ def test_ctrl_c_reaches_the_worker_which_saves_and_a_resume_goes_on_there(toys, 
     code, _, told = finish(running)
     rows, manifest = toys.stored(tmp_path)
     assert (code, rows, manifest["status"]) == (130, [], "interrupted"), told
-    assert "no cell was finished yet" in told and f"--resume {manifest['run']}" in told and "Traceback" not in told
+    assert (
+        "no cell is finished yet, and the checkpoint of one more" in told
+        and f"--resume {manifest['run']}" in told
+        and "Traceback" not in told
+    )
     assert len(list(tmp_path.glob("*/cells/*/checkpoint.json"))) == 1
     code, _, told = finish(toys.process(installed, *words, "--resume", "latest"))
     rows, manifest = toys.stored(tmp_path)
