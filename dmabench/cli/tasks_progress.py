@@ -29,7 +29,7 @@ class Shown:
         console = console or Console(stderr=True)
         self.bars = Bars(
             TextColumn("{task.description}", table_column=None),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             _Told(),
             TimeElapsedColumn(),
