@@ -60,7 +60,24 @@ def init_from(folder: str | Path, attention: str = "dma", **overrides: Any) -> D
         ValueError: no checkpoint there, one that is no Qwen3, an attention that its weights do not fit, shapes that do
             not fit, or a setting that this model does not have.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    config = converted_config(folder, attention, **overrides)
+    source, info = Qwen3ForCausalLM.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if info.get(what):
+            names = ", ".join(sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what])[:3])
+            raise ValueError(f"the weights in {folder} do not fit its own config.json ({what}: {names})")
+    model = DmabenchForCausalLM(config).to(source.dtype)
+    _copy(source.state_dict(), model, folder)
+    model.generation_config = source.generation_config
+    return model
+
+
+def converted_config(folder: str | Path, attention: str = "dma", **overrides: Any) -> ModelConfig:
+    """The settings of `init_from` with the same arguments, without reading weights; ValueError as there."""
+    folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: --init-from takes the folder of a Hugging Face checkpoint")
     theirs = AutoConfig.from_pretrained(folder)
@@ -75,17 +92,7 @@ def init_from(folder: str | Path, attention: str = "dma", **overrides: Any) -> D
     config = ModelConfig(**{**settings, "attention": attention, **overrides})
     if "mla" in config.kinds:
         raise ValueError("mla has other projections than Qwen3: its weights do not fit; choose mha, swa, nsa or dma")
-    source, info = Qwen3ForCausalLM.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if info.get(what):
-            names = ", ".join(sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[what])[:3])
-            raise ValueError(f"the weights in {folder} do not fit its own config.json ({what}: {names})")
-    model = DmabenchForCausalLM(config).to(source.dtype)
-    _copy(source.state_dict(), model, folder)
-    model.generation_config = source.generation_config
-    return model
+    return config
 
 
 def _copy(weights: dict[str, torch.Tensor], model: DmabenchForCausalLM, folder: Path) -> None:

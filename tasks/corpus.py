@@ -6,9 +6,9 @@ find("books.jsonl.xz")   find("books/")   find("synthetic")   find("HuggingFaceT
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -94,16 +94,19 @@ class Texts:
     train: Corpus
     heldout: Corpus | None
 
-    def split(self, problems: Problems) -> Iterator[tuple[Stream, str]]:
+    def split(self, problems: Problems, enough: Callable[[], bool] = lambda: False) -> Iterator[tuple[Stream, str]]:
         """Every text with what it is for.
 
         Held-out text of its own is for validation and the test in turns. Without, every 20th document is held out; of
         fewer than 40, the last tenth of each.
 
+        Args:
+            enough: asked before each text that is not held out by name; True: there are no further ones.
+
         Raises:
             ValueError: no text at all, or what reading it refuses.
         """
-        texts = self.train.documents(problems)
+        texts = takewhile(lambda _: not enough(), self.train.documents(problems))
         first = list(islice(texts, FEW))
         if not first:
             raise ValueError(f"{self.train.name} has no text{f' ({problems.sentence})' if problems.count else ''}")

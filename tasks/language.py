@@ -7,7 +7,6 @@ One cell is one model. Its checkpoint, tokenizer included, stays in the run's fo
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dmabench.tasks import corpus, token_cache, tokenizer
@@ -15,7 +14,7 @@ from dmabench.tasks.heldout import MOST_LOGITS, TextLoss, text_loss
 from dmabench.tasks.inference import inference_time
 from dmabench.tasks.language_model import build, config_of, for_stage, rounded, save
 from dmabench.tasks.language_presets import DEFAULTS, PRESETS
-from dmabench.tasks.language_stages import AXES, Stage, complete, names_of, size_of, stages_of
+from dmabench.tasks.language_stages import AXES, Stage, complete, names_of, stages_of
 from dmabench.tasks.packed import Packed, shares
 from dmabench.tasks.recipe import Recipe
 from dmabench.tasks.scoring import Score
@@ -37,15 +36,9 @@ MODEL = "model"
 def refusal(settings: Settings) -> str | None:
     """Why a cell cannot be, or None. Text is not read for it, nor the hub asked."""
     try:
+        config_of(settings, _vocabulary(settings))
         corpus.find(settings["data"], settings["heldout"], settings["text_field"])
         tokenizer.check(settings["tokenizer"])
-        if settings["init_from"]:
-            if settings["attention"] == "mla":
-                return "mla has other projections than the checkpoint of --init-from; choose mha, swa, nsa or dma"
-            if not (Path(settings["init_from"]).expanduser() / "config.json").is_file():
-                return f"--init-from {settings['init_from']}: no config.json there; name the folder of a checkpoint"
-        else:
-            config_of(settings, _vocabulary(settings))
     except ValueError as error:
         return str(error)
     return next((stage.refusal for stage in stages_of(settings) if stage.refusal), None)
@@ -53,7 +46,8 @@ def refusal(settings: Settings) -> str | None:
 
 def prepare(settings: Settings, told: token_cache.Told) -> str | None:
     """Tokenises the text of a cell, unless the cache has it. Returns a sentence about parts that were skipped."""
-    _, tokens = _text(settings, told)
+    words, tokens = _text(settings, told)
+    config_of(settings, words.size)
     for stage, part in zip(stages_of(settings), _parts(settings, tokens), strict=True):
         Packed(part, stage.seqlen, settings["seed"])
     problems: str | None = tokens.about["problems"]
@@ -62,14 +56,13 @@ def prepare(settings: Settings, told: token_cache.Told) -> str | None:
 
 def cost(settings: Settings) -> Cost:
     """What a cell takes: its stages, their validations and the test, whose forward takes a third of a step."""
-    stages, vocabulary = stages_of(settings), _vocabulary(settings)
     total = Cost(0, 0.0, 0.0)
-    for stage in stages:
-        config = config_of({**settings, "size": settings["size"] or "1.7B"}, vocabulary)
+    for stage in stages_of(settings):
+        config = config_of(settings, _vocabulary(settings))
         if stage.window is not None:
             config.window = stage.window
         scored = (VALIDATIONS // 4 + 1) * settings["heldout_tokens"] // 3
-        rows = _rows(stage, vocabulary)
+        rows = _rows(stage, config.vocab_size)
         tokens = stage.steps * stage.batch * stage.seqlen
         found = config_cost(config, tokens + scored, stage.seqlen, rows)
         total = Cost(total.tokens + tokens, total.flops + found.flops, max(total.mib, found.mib))
@@ -175,7 +168,7 @@ def _text(settings: Settings, told: token_cache.Told) -> tuple[Words, Tokens]:
         words = token_cache.trained_tokenizer(texts, settings["vocab"], told, strict)
     else:
         words = tokenizer.named(settings["tokenizer"])
-        _same_tokenizer(settings, words)
+    _same_tokenizer(settings, words)
     wanted = sum(stage.tokens for stage in stages_of(settings)) + 1
     return words, token_cache.tokenised(texts, words, wanted, told, strict)
 
@@ -202,11 +195,9 @@ def _rows(stage: Stage, vocabulary: int) -> int:
     return max(1, min(stage.batch, AT_ONCE // stage.seqlen, logits))
 
 
-def _vocabulary(settings: Settings) -> int:
+def _vocabulary(settings: Settings) -> int | None:
     """Tokens, as far as that is known before text and tokenizer are read."""
-    if settings["tokenizer"] == tokenizer.BYTES:
-        return tokenizer.LEAST
-    return int(settings["vocab"] or size_of({**settings, "size": settings["size"] or "1.7B"}, "vocab_size"))
+    return tokenizer.LEAST if settings["tokenizer"] == tokenizer.BYTES else settings["vocab"]
 
 
 TASK = Task(

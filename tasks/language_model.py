@@ -21,11 +21,11 @@ TRAINING = "training.json"
 """Beside the weights: how they were made."""
 
 
-def config_of(settings: Settings, vocabulary: int) -> ModelConfig:
-    """The settings of a new model of a size, as the first stage trains it.
+def config_of(settings: Settings, vocabulary: int | None) -> ModelConfig:
+    """The settings of the model, as the first stage trains it. Weights are not read for it.
 
     Args:
-        vocabulary: tokens of its tokenizer.
+        vocabulary: tokens of the tokenizer; None: as many as the size or the checkpoint has.
 
     Raises:
         ValueError: settings that do not fit.
@@ -34,7 +34,19 @@ def config_of(settings: Settings, vocabulary: int) -> ModelConfig:
     fields = _own(settings)
     if stages[0].rope_base is not None:
         fields["rope_parameters"] = _rope(stages[0].rope_base)
-    config = model_config(settings["size"], settings["attention"], vocab_size=rounded(vocabulary), **fields)
+    if settings["init_from"]:
+        from dmabench.tasks.convert import converted_config
+
+        config = converted_config(settings["init_from"], settings["attention"], **fields)
+        if vocabulary is not None and vocabulary > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer {settings['tokenizer']} has {vocabulary} tokens and the model in "
+                f"{settings['init_from']} knows {config.vocab_size}: they do not belong together; leave out --tokenizer"
+            )
+    else:
+        if vocabulary is not None:
+            fields["vocab_size"] = rounded(vocabulary)
+        config = model_config(settings["size"], settings["attention"], **fields)
     config.max_position_embeddings = max(config.max_position_embeddings, *(stage.seqlen for stage in stages))
     config.check()
     return config
@@ -51,22 +63,16 @@ def build(settings: Settings, words: Words) -> "DmabenchForCausalLM":
     from dmabench.tasks.convert import init_from
     from dmabench.tasks.model import DmabenchForCausalLM
 
+    config = config_of(settings, words.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         if not settings["init_from"]:
-            config = config_of(settings, words.size)
             config.bos_token_id = config.eos_token_id = words.end
             return DmabenchForCausalLM(config)
-        fields = _own(settings)
+        fields = {**_own(settings), "max_position_embeddings": config.max_position_embeddings}
         if settings["rope_base"] is not None:
             fields["rope_parameters"] = _rope(settings["rope_base"])
-        model = init_from(settings["init_from"], settings["attention"], **fields).float()
-    if words.size > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer {settings['tokenizer']} has {words.size} tokens and the model in {settings['init_from']} "
-            f"knows {model.config.vocab_size}: they do not belong together; leave out --tokenizer"
-        )
-    return model
+        return init_from(settings["init_from"], settings["attention"], **fields).float()
 
 
 def for_stage(model: "DmabenchForCausalLM", stage: Stage) -> "DmabenchForCausalLM":

@@ -113,9 +113,9 @@ def complete(settings: Settings) -> Settings:
     if found["tokenizer"] != tokenizer.TRAINED:
         found["vocab"] = None
     elif found["vocab"] is None:
-        found["vocab"] = max(size_of(found, "vocab_size"), 2 * tokenizer.LEAST - 2)
+        found["vocab"] = max(_size_of(found, "vocab_size"), 2 * tokenizer.LEAST - 2)
     if found["window"] is None and windowed:
-        own = size_of(found, "window") if found["size"] else length
+        own = _size_of(found, "window") if found["size"] else length
         found["window"] = min(own, max(SMALLEST_WINDOW, length // 4))
     if found["batch"] is None:
         found["batch"] = max(1, found["step_tokens"] // length)
@@ -123,7 +123,7 @@ def complete(settings: Settings) -> Settings:
     return found | _second(found, windowed)
 
 
-def size_of(settings: Settings, field: str) -> int:
+def _size_of(settings: Settings, field: str) -> int:
     """What the preset of the size has in a field of presets.FIELDS."""
     return int(PRESETS[settings["size"] or "tiny"]["size"][FIELDS.index(field)])
 

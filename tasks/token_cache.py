@@ -144,12 +144,8 @@ def _write(folder: Path, texts: Texts, words: Words, limit: int | None, problems
     try:
         for name in ("train", *HELD_OUT, *(f"{name}.sizes" for name in HELD_OUT)):
             files[name] = open(folder / f"{name}.bin", "wb")  # noqa: SIM115  closed below
-        for stream, batch in _batches(texts.split(problems)):
+        for stream, batch in _batches(texts.split(problems, lambda: limit is not None and written["train"] >= limit)):
             if stream == "train":
-                if limit is not None and written["train"] >= limit:
-                    if texts.heldout is None:
-                        break
-                    continue
                 for ids in words.encode(batch):
                     files["train"].write(ids.astype(dtype).tobytes())
                     written["train"] += len(ids)
@@ -243,9 +239,13 @@ def _alone(path: Path) -> Iterator[None]:
 def _room(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if full else (error.strerror or str(error))
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        # The tokenizers library raises bare exceptions.
+        full = number in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error)
+        if not (full or isinstance(error, OSError)):
+            raise
+        why = "the disk is full" if full else (getattr(error, "strerror", None) or str(error))
         raise ValueError(
             f"the cache of tokens cannot be written to {folder} ({why}), and nothing of it was left there: "
             "make room, or name another folder in DMABENCH_CACHE"
