@@ -1,11 +1,14 @@
 """Intervals: of a share, over seeds, and of differences. Closed forms, so that no table waits for scipy."""
 
 import math
+import random
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+RESAMPLES = 1000
+"""Draws of a bootstrap."""
 
 
 class Estimate(NamedTuple):
@@ -55,6 +58,28 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
     low = value - math.hypot(one.value - one.low, other.high - other.value)
     high = value + math.hypot(one.high - one.value, other.value - other.low)
     return Estimate(value, low, high)
+
+
+def ratio_of_sums(above: Sequence[float], below: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """sum(above) / sum(below) over documents, with the percentile interval of a bootstrap that draws documents.
+
+    For two models on the same documents the difference of their sums goes above: then the bootstrap is paired. The
+    draws are always the same.
+
+    Raises:
+        ValueError: fewer than two documents: one says nothing about the spread between them.
+    """
+    count = len(above)
+    if count < 2 or len(below) != count:
+        raise ValueError(f"an interval over documents needs at least 2 of them, got {count} and {len(below)}")
+    draw = random.Random(0)
+    ratios = []
+    for _ in range(RESAMPLES):
+        chosen = draw.choices(range(count), k=count)
+        ratios.append(sum(above[at] for at in chosen) / sum(below[at] for at in chosen))
+    ratios.sort()
+    outside = round((1 - confidence) / 2 * RESAMPLES)
+    return Estimate(sum(above) / sum(below), ratios[outside], ratios[-1 - outside])
 
 
 def t_cdf(t: float, df: int) -> float:

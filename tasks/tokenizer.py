@@ -70,7 +70,15 @@ def named(name: str) -> Words:
     """
     if name == BYTES:
         return train((), LEAST)
-    tokenizer = _gpt2(Path(name).expanduser()) or _pretrained(name)
+    return of_pretrained(_gpt2(Path(name).expanduser()) or _pretrained(name), name)
+
+
+def of_pretrained(tokenizer: Any, name: str) -> Words:
+    """A tokenizer of transformers; `name` is for the message.
+
+    Raises:
+        ValueError: one that is not of the fast kind, or one without a token that ends a text.
+    """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ValueError(f"the tokenizer of {name} has no tokenizer.json (a fast tokenizer): convert it first")
     end = next((one for one in (tokenizer.eos_token_id, tokenizer.sep_token_id) if one is not None), None)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from dmabench import __version__
-from dmabench.cli import doctor, eval, kernels, listing, report, tasks
+from dmabench.cli import doctor, eval, kernels, listing, perplexity, report, tasks
 from dmabench.errors import Refusal
 
 
@@ -52,7 +52,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, tasks, eval, report, listing, doctor):
+for command in (kernels, tasks, perplexity, eval, report, listing, doctor):
     command.add_to(app)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmabench.intervals import Estimate, difference, t_cdf, t_interval, t_quantile, wilson
+from dmabench.intervals import Estimate, difference, ratio_of_sums, t_cdf, t_interval, t_quantile, wilson
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,14 @@ def test_t_interval_covers_as_often_as_it_says():
 def test_what_has_no_interval_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_a_ratio_of_sums_over_documents():
+    above, below = [1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 2.0, 2.0]
+    found = ratio_of_sums(above, below)
+    assert found.value == 10 / 6 and 1.0 <= found.low < found.value < found.high <= 2.0
+    assert ratio_of_sums(above, below) == found
+    same = ratio_of_sums([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert same == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="at least 2 of them, got 1"):
+        ratio_of_sums([1.0], [1.0])

@@ -27,14 +27,14 @@ def run(tmp_path, environment, monkeypatch):
     return Run.start(tmp_path, "toy", [], {}, environment)
 
 
-def start(trials, run, outcomes, keep=False, ranks=ALONE):
+def start(trials, run, outcomes, keep=False, ranks=ALONE, kept=()):
     """Runs the cells; their outcomes come from a list, an exception among them is raised. Returns what was asked."""
     asked, ended, left = [], [], iter(outcomes)
 
     def runner(request, told):
         asked.append(request)
         folder = run.path / "cells" / request["folder"].rpartition("/")[2]
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoint").write_text("weights")
         outcome = next(left)
         if isinstance(outcome, BaseException):
@@ -42,7 +42,8 @@ def start(trials, run, outcomes, keep=False, ranks=ALONE):
         return outcome
 
     def go():
-        run_trials(trials, run, runner, HOW, "Some GPU", keep, ranks, lambda _: None, lambda t, r: ended.extend(r))
+        told = (lambda _: None), (lambda t, r: ended.extend(r))
+        run_trials(trials, run, runner, HOW, "Some GPU", keep, ranks, *told, kept)
 
     return asked, ended, go
 
@@ -69,6 +70,18 @@ def test_a_refused_cell_is_unsupported_and_never_runs(run):
     (row,) = run.rows()
     assert not asked and (row["status"], row["reason"]) == ("UNSUPPORTED", "too small: take --x 2")
     assert (row["part"], row["parts"], row["attention"]) == (1, 1, "mha")
+
+
+def test_what_a_task_keeps_stays_and_its_checkpoint_goes(run):
+    trials = [trial(), trial("dma")]
+    failed = {"status": "RUNTIME_ERROR", "reason": "no", "rows": []}
+    _, _, go = start(trials, run, [passed({}), failed], kept=("model",))
+    for one in trials:
+        (run.path / "cells" / one.id / "stage1").mkdir(parents=True)
+        (run.path / "cells" / one.id / "model").mkdir()
+    go()
+    assert [path.name for path in (run.path / "cells").iterdir()] == [trials[0].id]
+    assert [path.name for path in (run.path / "cells" / trials[0].id).iterdir()] == ["model"]
 
 
 def test_the_folder_of_a_cell_goes_when_its_rows_are_stored(run):
