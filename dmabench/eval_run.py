@@ -51,7 +51,7 @@ def tasks_of(plan: Plan, cells: list[EvalCell]) -> "Iterator[_Tasks]":
     with tempfile.TemporaryDirectory(prefix="dmabench-eval-") as folder:
         try:
             local_data.write_overrides(Path(folder), plan.data)
-            tasks = _Tasks(harness.task_manager(Path(folder), plan.hub))
+            tasks = _Tasks(harness.task_manager(Path(folder), plan.hub), Path(folder))
             harness.check_tasks(tasks.manager, list(dict.fromkeys(cell.task for cell in cells)))
             for cell in cells:
                 if cell.data != "made":  # those measure their texts with a model's tokenizer
@@ -67,17 +67,28 @@ def tasks_of(plan: Plan, cells: list[EvalCell]) -> "Iterator[_Tasks]":
         yield tasks
 
 
+class _NoData(ValueError):
+    """A task that makes or fetches its data cannot, for this model."""
+
+
 class _Tasks:
     """lm-eval's tasks, loaded once for all models."""
 
-    def __init__(self, manager: Any) -> None:
+    def __init__(self, manager: Any, folder: Path) -> None:
         self.manager = manager
+        self._folder = folder
         self._loaded: dict[tuple[Any, ...], dict[str, Any]] = {}
 
-    def of(self, cell: EvalCell, tokenizer: str | None) -> dict[str, Any]:
-        key = (cell.task, cell.shots, cell.lengths, tokenizer)
+    def of(self, cell: EvalCell, tokenizer: Any) -> dict[str, Any]:
+        """The tasks of a cell; those that make their data measure it with the tokenizer."""
+        measured_by = cell.model if cell.data == "made" else None
+        key = (cell.task, cell.shots, cell.lengths, measured_by)
         if key not in self._loaded:
-            self._loaded[key] = harness.load(self.manager, cell.task, cell.shots, tokenizer, cell.lengths)
+            words = None
+            if measured_by is not None:
+                words = str(self._folder / "tokenizers" / measured_by)
+                tokenizer.save_pretrained(words)
+            self._loaded[key] = harness.load(self.manager, cell.task, cell.shots, words, cell.lengths)
         return self._loaded[key]
 
 
@@ -138,16 +149,18 @@ def _score_cell(
     facts = _facts(cell, plan, model, loaded)
     began = time.perf_counter()
     try:
-        source = plan.sources[cell.model]
-        tokenizer = plan.tokenizer or (str(source.folder) if source.folder else None)
-        outcome = harness.score(
-            model, tasks.of(cell, tokenizer if cell.data == "made" else None), cell.task, cell.limit
-        )
+        try:
+            of_cell = tasks.of(cell, loaded.tokenizer)
+        except ValueError as error:
+            raise _NoData(str(error)) from error
+        outcome = harness.score(model, of_cell, cell.task, cell.limit)
     except Exception as error:
         if peers.world > 1 or context_is_lost(error):
             raise  # the others wait for this process's answers; torchrun ends them
-        status, reason = ("UNSUPPORTED", str(error)) if isinstance(error, ValueError) else status_of(error)
-        rows = [{"task": cell.task, "subtask_of": None, "shots": cell.shots, "status": status, "reason": reason}]
+        status, reason = ("UNSUPPORTED", str(error)) if isinstance(error, _NoData) else status_of(error)
+        rows: list[dict[str, Any]] = [
+            {"task": cell.task, "subtask_of": None, "shots": cell.shots, "status": status, "reason": reason}
+        ]
         scores: list[Any] = [None]
     else:
         seconds = time.perf_counter() - began

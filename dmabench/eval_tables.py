@@ -81,7 +81,13 @@ def audits(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
             if row["examples"] != row["of_examples"]
             else str(row["examples"])
         )
-        facts = (row["task"], str(row["shots"]), part, f"{row['tokens_mean']:.0f}", str(row["tokens_max"]))
+        facts: tuple[str, ...] = (
+            row["task"],
+            str(row["shots"]),
+            part,
+            f"{row['tokens_mean']:.0f}",
+            str(row["tokens_max"]),
+        )
         facts += (_percent(row["truncated"]), _percent(row["sparsity_active"]), _percent(row["density"]))
         names = merged.setdefault(facts, [])
         if name_of(row) not in names:
@@ -161,8 +167,8 @@ def notes(rows: Iterable[Row], p_values: dict[tuple[str, Key], float]) -> list[s
         found.append("~ not above chance: what guessing gives lies in the score's interval (Wilson, 95%), or above it")
     if p_values:
         found.append(
-            "* differs from the first model: paired test on the same examples, p < 0.05 after Holm's correction over "
-            "tasks (McNemar's exact test for accuracies, sign flips for perplexities)"
+            "* differs from the first model, where none: not separated. A paired test on the same examples, p < 0.05 "
+            "after Holm's correction over tasks (McNemar's exact test for accuracies, sign flips for perplexities)"
         )
     return found
 

@@ -110,11 +110,17 @@ def _score(
     resume: str | None,
 ) -> tuple[Any, "list[EvalCell]", bool]:
     """Score what a resumed run has not: (the run, or None in a process that stores nothing; cells; interrupted)."""
+    from dmabench.cli.output import say
+    from dmabench.tasks.downstream import hub
+
     # Before tqdm and the hub's client are imported: lm-eval's bars would run into ours.
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if not asked.hub and all(Path(name).is_dir() or ":" in name for name in asked.models):
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # nothing to ask it for
+    if not asked.hub and all(Path(name).expanduser().is_dir() or ":" in name for name in asked.models):
+        hub.go_offline()  # nothing to ask it for
+    elif not hub.answers():
+        say("note: the hub cannot be reached: only what was fetched before is here", "yellow")
+        hub.go_offline()
 
     from dmabench.cli.kernels_input import choose_device
     from dmabench.eval_cells import labels, make_cells
@@ -132,7 +138,6 @@ def _score(
     # What can be refused has been: these import lm_eval.
     from dmabench import environment
     from dmabench.cli.eval_output import progress_bar
-    from dmabench.cli.output import say
     from dmabench.eval_run import Plan, score_cells, tasks_of
     from dmabench.runs import Run, find_run, results_root
 

@@ -76,9 +76,7 @@ def load(
         with quiet():
             loaded = dict(manager.load([name]))
     except ImportError as error:
-        raise ValueError(
-            f"{name} needs a library that is not installed: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{name} needs a library: {str(error).strip().splitlines()[0]}") from error
     except Exception as error:  # of datasets, of the hub's client and of the network
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the data of {name} cannot be had ({type(error).__name__}: {first})") from error
