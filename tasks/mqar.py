@@ -4,16 +4,14 @@ One cell is one model, trained on `recall_examples` and scored on the test split
 """
 
 import math
-from typing import Any
-
-import torch
 
 from dmabench.tasks.curriculum import stages
+from dmabench.tasks.inference import inference_time
 from dmabench.tasks.mqar_presets import DEFAULTS, PRESETS
 from dmabench.tasks.pairs_kept import pairs_kept
 from dmabench.tasks.recall_examples import Layout, Recall, TrainingSet
-from dmabench.tasks.recipe import Recipe, autocast
-from dmabench.tasks.scoring import Score, labelled, predict
+from dmabench.tasks.recipe import Recipe
+from dmabench.tasks.scoring import Score, predict
 from dmabench.tasks.task import Axis, Cost, Progress, Row, Settings, Task, Tools
 from dmabench.tasks.task_model import (
     MODEL_AXES,
@@ -140,33 +138,13 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
             "pairs_kept": kept.pairs_kept if kept else None,
             "live_in_pairs": kept.live_in_pairs if kept else None,
             **model_facts(model, settings, layout.seqlen),
-            **_inference(model, test, batch, tools),
+            **inference_time(model, test.input_ids[:batch], test.labels[:batch], tools),
         }
     ]
 
 
 def _validation_examples(settings: Settings) -> int:
     return settings["test_examples"] // 4
-
-
-def _inference(model: Any, test: Recall, batch: int, tools: Tools) -> Row:
-    """Milliseconds of one forward of a batch of the test, with logits at its queries."""
-    ids = test.input_ids[:batch]
-    if tools.time_ms is None:
-        return {"infer_ms": None, "infer_batch": None}
-    tools.progress(Progress("time", 0, 1))
-    device = next(model.parameters()).device
-    ids = ids.to(device)
-    index = labelled(test.labels[:batch])[0].to(device)
-    model.eval()
-
-    @torch.no_grad()
-    def infer() -> Any:
-        with autocast(device, "bf16"):
-            hidden = model.model(input_ids=ids).last_hidden_state
-            return model.lm_head(hidden.flatten(0, 1).index_select(0, index))
-
-    return {"infer_ms": tools.time_ms(infer), "infer_batch": len(ids)}
 
 
 TASK = Task(

@@ -1,4 +1,14 @@
-"""What `dmabench mqar` does by default and under each preset."""
+"""What `dmabench mqar` does by default and under each preset, and what the recipe was found to do.
+
+On a CPU, with torch 2.15, two layers of width 64, about 4096 tokens a step, lr 3e-3 to 5e-3 (one seed each):
+
+- The short convolution decides whether recall is learned at all: 8 pairs in 64 tokens, width 64, vocabulary 256, MHA:
+  accuracy 1.0 after 100 steps with it (with and without rotary positions), 0.15 after 600 without.
+- The curriculum decides how soon, and for DMA whether: 16 pairs in 128 tokens, vocabulary 512, MHA: 350 steps without
+  and 150 with it; DMA with 32 keys: 0.17 after 600 steps without and 0.995 after 200 with it.
+- 512 pairs in 2048 tokens, with the curriculum: MHA 0.9995 and DMA with 512 keys 0.996, both after 100 steps. Stages
+  must keep the tokens of a step: with as many sequences as at the end, two, MHA had learned nothing after 129.
+"""
 
 from typing import Any
 
@@ -7,69 +17,77 @@ from dmabench.tasks.task import Preset
 COMMON: dict[str, Any] = {
     "power": "0.01",
     "fillers": "yes",
+    "examples": 0,
+    "curriculum": "on",
     "layers": 2,
     "heads": 1,
     "positions": "rope",
     "short_conv": 4,
     "seed": 0,
 }
+# Steps and tokens a step are such that 512 pairs, 2048 tokens, are learned in ten minutes too.
 CPU: dict[str, Any] = COMMON | {
     "attention": "mha,swa,dma",
     "pairs": 16,
     "vocab": 2048,
-    "examples": 0,
     "test_examples": 64,
-    "curriculum": "on",
     "d_model": 64,
-    "lr": "5e-3",
-    "steps": 150,
+    "lr": "2e-3",
+    "steps": 200,
     "step_tokens": 4096,
 }
 CUDA: dict[str, Any] = COMMON | {
     "attention": "mha,swa,mla,nsa,dma",
     "pairs": 128,
     "vocab": 8192,
-    "examples": 250_000,
     "test_examples": 1000,
-    "curriculum": "on",
     "d_model": 128,
-    "lr": "3e-3",
-    "steps": 1500,
+    "lr": "2e-3",
+    "steps": 1000,
     "step_tokens": 32768,
 }
 DEFAULTS = {"cpu": CPU, "cuda": CUDA}
 
 ALL = "mha,swa,mla,nsa,dma"
-QUICK: dict[str, Any] = {"attention": ALL, "pairs": 16, "seqlen": 64, "window": 16}
-HARD: dict[str, Any] = {"pairs": 512, "window": 512}
-SHORT: dict[str, Any] = {"pairs": 128, "seqlen": 1024}
-# Learning rate by width and batch by length: those of the paper. 100 epochs of 250,000 examples.
-PAPER: dict[str, Any] = {"attention": ALL, "pairs": 512, "window": 512, "examples": 250_000, "curriculum": "off"}
+HARD: dict[str, Any] = CUDA | {"pairs": 512, "window": 512}
+SHORT: dict[str, Any] = CUDA | {"pairs": 128, "seqlen": 1024}
+QUICK: dict[str, Any] = CPU | {"seqlen": 64, "steps": 300}
+PAPER: dict[str, Any] = CUDA | {"attention": ALL, "pairs": 512, "window": 512, "curriculum": "off"}
+PAPER_EXAMPLES, PAPER_EPOCHS = 250_000, 100
 PAPER_LR = {32: "4e-4", 64: "3e-4", 128: "2e-4", 256: "1e-4"}
+"""By width."""
 PAPER_BATCH = {1024: 64, 2048: 32, 4096: 16, 8192: 8}
-EPOCHS = 100
+"""By length."""
 
 PRESETS = {
-    "quick": Preset("16 pairs in 64 tokens, five attentions, minutes on two CPU cores", (QUICK,)),
+    "quick": Preset(
+        "16 pairs in 64 tokens: five attentions, and a window and DMA over their width; minutes on two CPU cores",
+        ({**QUICK, "attention": ALL, "window": 16}, {**QUICK, "attention": "swa,dma", "window": "8,32,48"}),
+    ),
+    # 33 million tokens a cell at most, about a minute at 0.5 million a second. Steps and learning rate are the same in
+    # all blocks: a cell without a control of its own settings says nothing.
     "h100": Preset(
-        "512 pairs in 2048 to 8192 tokens and 128 in 1024, five attentions; DMA and a window over its width",
+        "512 pairs in 2k to 8k tokens, 128 in 1k, five attentions; DMA and a window from 1/4 to 4 keys a pair",
         (
             {**HARD, "attention": ALL, "seqlen": "2k,4k,8k"},
             {**SHORT, "attention": ALL, "window": 512},
-            {**HARD, "attention": "swa,dma", "seqlen": "4k", "window": "128,256,512,1k,2k"},
+            {**HARD, "attention": "swa,dma", "seqlen": "4k", "window": "128,256,1k,2k"},
             {**SHORT, "attention": "swa,dma", "window": "32,64,128,256"},
+            {**HARD, "attention": "mla", "seqlen": "2k", "mla_latent": "16,64"},
+            {**HARD, "attention": "nsa", "seqlen": "2k", "nsa_topk": "8,16"},
         ),
     ),
     "paper": Preset(
-        "the published figure: 250,000 examples for 100 epochs, widths 32 to 256; days",
+        "the published figure: 250,000 examples for 100 epochs, widths 32 to 256, no curriculum; weeks of one card",
         tuple(
             {
                 **PAPER,
+                "examples": PAPER_EXAMPLES,
                 "seqlen": length,
                 "d_model": width,
                 "lr": PAPER_LR[width],
                 "batch": batch,
-                "steps": EPOCHS * 250_000 // batch,
+                "steps": PAPER_EPOCHS * PAPER_EXAMPLES // batch,
             }
             for length, batch in PAPER_BATCH.items()
             for width in PAPER_LR
