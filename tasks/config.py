@@ -12,13 +12,14 @@ KINDS = ("mha", "swa", "mla", "nsa", "dma")
 
 POSITIONS = ("rope", "none", "yarn")
 CACHES = ("bounded", "full")
+IMPORTANCES = ("v", "k", "random", "constant", "recency")
 
 
 class ModelConfig(Qwen3Config):
     """Qwen3's fields (hidden_size, num_attention_heads, ...) and these. Everything is saved with a checkpoint.
 
     Fields that a test may override when it loads a checkpoint: window, positions, yarn_factor, trained_positions,
-    dma_backend, nsa_backend, nsa, decode_cache. The others belong to the weights.
+    dma_backend, dma_bias, dma_mask, nsa_backend, nsa, decode_cache. The others belong to the weights.
     """
 
     model_type = "dmabench"
@@ -38,6 +39,17 @@ class ModelConfig(Qwen3Config):
     """bounded: swa and dma keep `window` keys a head. full: all layers keep all, as assisted decoding (crop) needs."""
     dma_backend: str = "auto"
     dma_parametrisation: str = "exp"
+    dma_importance: str = "v"
+    """What dma's importance comes from, for ablations of it (the default is the paper's). v, k: learned from values, or
+    from normed keys before rotary positions. random: from values through weights that stay as they were drawn.
+    constant: none, which is a sliding window. recency: the position times 2^(-8 h / G) for the h-th of G key/value
+    heads, which is a sliding window with ALiBi's bias (arXiv 2108.12409)."""
+    dma_shared: bool = False
+    """One importance for all heads of a layer, instead of one a key/value head."""
+    dma_bias: bool = True
+    """Importance is added to the scores. Without, it only chooses keys, and nothing trains it."""
+    dma_mask: bool = True
+    """Importance chooses `window` keys. Without, all keys are attended to, and it only is a bias."""
     nsa_backend: str = "auto"
     nsa: str | dict[str, int] = "equal"
     """NSA's sizes. equal: those with which a query reads `window` single keys, as in dma. paper: those of the NSA
@@ -59,6 +71,10 @@ class ModelConfig(Qwen3Config):
         """The attention of each layer."""
         pattern = parse_pattern(self.attention)
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
+
+    def window_of(self, kind: str) -> int | None:
+        """Keys that a query of swa or dma attends to at most; None for other kinds, and for dma without its mask."""
+        return self.window if kind == "swa" or (kind == "dma" and self.dma_mask) else None
 
     @property
     def position_limit(self) -> int | None:
@@ -116,6 +132,7 @@ class ModelConfig(Qwen3Config):
             _ = self.nsa_settings
         _one_of("positions", self.positions, POSITIONS)
         _one_of("decode_cache", self.decode_cache, CACHES)
+        _one_of("dma_importance", self.dma_importance, IMPORTANCES)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads "
@@ -152,7 +169,7 @@ def parse_pattern(attention: str) -> list[str]:
 
 def window_note(config: ModelConfig, length: int) -> str | None:
     """What to say where a window covers a whole sequence of `length` tokens, so that nothing is sparse; else None."""
-    windowed = sorted({"swa", "dma"} & set(config.kinds))
+    windowed = sorted({kind for kind in config.kinds if config.window_of(kind)})
     if not windowed or length > config.window:
         return None
     return (

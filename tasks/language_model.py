@@ -10,6 +10,7 @@ from dmabench.tasks.config import ModelConfig
 from dmabench.tasks.language_stages import Stage, stages_of
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.task import Settings
+from dmabench.tasks.task_model import VARIANT
 from dmabench.tasks.tokenizer import Words
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def rounded(vocabulary: int) -> int:
 
 def _own(settings: Settings) -> dict[str, Any]:
     """Fields of the config that axes set; those that are None keep their default."""
-    names = ("window", "positions", "short_conv", "mla_latent", "nsa")
-    return {name: settings[name] for name in names if settings[name] is not None}
+    names = ("window", "positions", "short_conv", "mla_latent", "nsa", *VARIANT)
+    return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
 def _rope(base: float) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """How many of the pairs that will be asked for are still among the keys that an attention reads when they are."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmabench.kernels.lifetimes import eviction_times
+from dmabench.tasks.attention.dma import DynamicMaskAttention
 from dmabench.tasks.recall_examples import Recall
 from dmabench.tasks.recipe import autocast
 
@@ -51,7 +50,7 @@ def pairs_kept(model: Any, recall: Recall, batch: int) -> Kept | None:
             # Tokens of pairs that are live at a query are those that go after it: counted in their order.
             ends, at = context.sort(-1).values, queries[:, None].expand_as(last).contiguous()
             gone = torch.searchsorted(ends, at, right=True)
-            window = model.config.window if kind in ("swa", "dma") else evict.shape[-1]
+            window = model.config.window_of(kind) or evict.shape[-1]
             live = (queries + 1).clamp(max=window)
             shares += ((2 * P - gone) / live[:, None]).mean(1).sum().double() / len(kinds)
     return Kept(some.double().mean().item(), shares.item() / (B * P))
@@ -60,36 +59,29 @@ def pairs_kept(model: Any, recall: Recall, batch: int) -> Kept | None:
 def _evictions(model: Any, input_ids: Tensor) -> list[Tensor]:
     """For each layer int [B, G, T]: key j is read by the queries from j to this, less one."""
     config = model.config
-    device = next(model.parameters()).device
     B, T = input_ids.shape
-    found: list[Tensor] = []
-    hooks = []
-    for kind, layer in zip(config.kinds, model.model.layers, strict=True):
-        attention = layer.self_attn
-        if kind == "dma":
-            hooks.append(attention.v_proj.register_forward_hook(_note(attention, config.window, found)))
-    was_training = model.training
-    model.eval()
-    try:
-        if hooks:
-            with autocast(device, "bf16"):
-                model.model(input_ids=input_ids.to(device))
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    chosen = iter(found)
+    chosen = iter([evict for _, evict in watched(model, input_ids)] if "dma" in config.kinds else [])
     position = torch.arange(T).expand(B, 1, T)
     fixed = {"swa": (position + config.window).clamp(max=T)}
     return [next(chosen) if kind == "dma" else fixed.get(kind, torch.full((B, 1, T), T)) for kind in config.kinds]
 
 
-def _note(attention: Any, window: int, found: list[Tensor]) -> Callable[[Any, Any, Tensor], None]:
-    """A hook on v_proj, whose output [B, T, G D] is all that importance depends on."""
-
-    def hook(_module: Any, _inputs: Any, v: Tensor) -> None:
-        with torch.autocast(v.device.type, enabled=False):
-            delta = attention.delta(v.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2))
-        found.append(eviction_times(delta, window))
-
-    return hook
+@torch.no_grad()
+def watched(model: Any, input_ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Importance float32 [B, G, T] and int32 eviction times [B, G, T] (key j is read by the queries from j to this,
+    less one) of each dma layer, in a forward of input_ids [B, T]."""
+    device = next(model.parameters()).device
+    found: list[tuple[Tensor, Tensor]] = []
+    layers = [one for one in model.modules() if isinstance(one, DynamicMaskAttention)]
+    was_training = model.training
+    model.eval()
+    try:
+        for layer in layers:
+            layer.watch = lambda delta, plan: found.append((delta, plan.evict_BGT))
+        with autocast(device, "bf16"):
+            model.model(input_ids=input_ids.to(device))
+    finally:
+        model.train(was_training)
+        for layer in layers:
+            layer.watch = None
+    return found

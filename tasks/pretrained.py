@@ -25,7 +25,7 @@ class DmabenchPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, DynamicMaskAttention):
+        if isinstance(module, DynamicMaskAttention) and module.W_dt is not None:
             init.normal_(module.W_dt, mean=0.0, std=self.config.initializer_range)
             init.normal_(module.A, mean=0.0, std=GATE_STD)
         elif isinstance(module, ShortConv):

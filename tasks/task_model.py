@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dmabench.tasks.model import DmabenchForCausalLM
 
 WINDOWED = ("swa", "nsa", "dma")
+VARIANT = ("dma_importance", "dma_parametrisation", "dma_shared", "dma_bias", "dma_mask")
+"""Fields of the config that ablations change; settings may have them, no axis of a task does."""
 FFN = 2
 """Width of the feed-forward over that of the model."""
 
@@ -81,8 +83,7 @@ def model_config(settings: Settings, vocab_size: int, max_positions: int) -> Mod
         "pad_token_id": None,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     }
-    if settings.get("window") is not None:
-        fields["window"] = settings["window"]
+    fields |= {name: settings[name] for name in ("window", *VARIANT) if settings.get(name) is not None}
     if fields["positions"] == "yarn":
         trained = settings.get("train_len") or -(-max_positions // 4)
         fields |= {"trained_positions": trained, "yarn_factor": max(1.0, max_positions / trained)}
@@ -131,10 +132,10 @@ def density(config: ModelConfig, seqlen: int) -> float:
 
 def sparsity_active(config: ModelConfig, seqlen: int) -> bool:
     """Whether any layer leaves out keys of a sequence so long."""
-    keys = {"swa": config.window, "dma": config.window}
+    keys = {kind: config.window_of(kind) or seqlen for kind in config.kinds}
     if "nsa" in config.kinds:
         keys["nsa"] = config.nsa_settings.token_keys()
-    return any(keys.get(kind, seqlen) < seqlen for kind in config.kinds)
+    return any(count < seqlen for count in keys.values())
 
 
 def model_facts(model: "DmabenchForCausalLM", settings: Settings, seqlen: int) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _pairs(config: ModelConfig, kind: str, seqlen: int) -> int:
     """Query-key pairs of one head."""
     if kind == "nsa":
         return cost.sparse_pairs(seqlen, seqlen, **asdict(config.nsa_settings)).total
-    return cost.kept_pairs(seqlen, seqlen, config.window if kind in WINDOWED else None)
+    return cost.kept_pairs(seqlen, seqlen, config.window_of(kind))
 
 
 @functools.lru_cache(maxsize=1024)
