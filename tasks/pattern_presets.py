@@ -23,7 +23,7 @@ CPU: dict[str, Any] = COMMON | {
     "test_examples": 256,
     "d_model": 64,
     "lr": "5e-3",
-    "batch": 64,
+    "step_tokens": 4096,
     "steps": 300,
 }
 CUDA: dict[str, Any] = COMMON | {
@@ -34,7 +34,7 @@ CUDA: dict[str, Any] = COMMON | {
     "test_examples": 512,
     "d_model": 128,
     "lr": "3e-3",
-    "batch": 64,
+    "step_tokens": 32768,
     "steps": 2000,
 }
 DEFAULTS = {"cpu": CPU, "cuda": CUDA}
@@ -47,7 +47,6 @@ LARGE: dict[str, Any] = CUDA | {
     "pairs": 512,
     "vocab": 8192,
     "window": 512,
-    "batch": 16,
     "steps": 20000,
     "lr": "1e-3,3e-3",
     "seed": "0,1,2",

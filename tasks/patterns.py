@@ -51,6 +51,7 @@ AXES: tuple[Axis, ...] = (
     Axis("test_examples", int, "Sequences of the test; validation has a quarter of them.", least=4),
     *MODEL_AXES,
     *TRAIN_AXES,
+    Axis("step_tokens", int, "Tokens a training step, from which --batch follows where it is not given.", least=1),
 )
 
 
@@ -61,7 +62,7 @@ def layout_of(settings: Settings) -> Layout:
 
 
 def complete(settings: Settings) -> Settings:
-    """A length, what is copied, and a window of twice what can be asked for (16 at least, as nsa needs).
+    """A length, what is copied, a batch, and a window of twice what can be asked for (16 at least, as nsa needs).
 
     Leaves out the sizes of other patterns, so that no cell runs twice.
     """
@@ -78,6 +79,9 @@ def complete(settings: Settings) -> Settings:
         found["copied"] = max(1, found["seqlen"] - found["distance"])
     if found["window"] is None and found["attention"] in WINDOWED:
         found["window"] = max(16, 2 * needed(found))
+    if found["batch"] is None:
+        found["batch"] = max(1, found["step_tokens"] // found["seqlen"])
+    found["step_tokens"] = None  # done with: cells of equal batches are equal
     return found
 
 

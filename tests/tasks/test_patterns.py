@@ -25,7 +25,7 @@ TINY = {axis.name: None for axis in TASK.axes} | {
     "positions": "rope",
     "short_conv": 4,
     "lr": 1e-2,
-    "batch": 8,
+    "step_tokens": 192,
     "steps": 4,
     "seed": 0,
 }
@@ -77,6 +77,12 @@ def test_a_stream_is_copied_where_nothing_else_is_said():
     assert (cell(copied=None, seqlen=None)["seqlen"], cell(copied=None, seqlen=None)["copied"]) == (28, 21)
     assert cell(copied=None, attention="dma")["window"] == 34
     assert cell()["window"] is None
+
+
+def test_a_batch_has_so_many_tokens_where_it_is_not_given():
+    assert cell()["batch"] == 8
+    assert cell(step_tokens=1)["batch"] == 1
+    assert cell(step_tokens=999, batch=8) == cell()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,7 @@ def test_the_same_cell_gives_the_same_row(tmp_path):
 
 
 def test_a_copy_is_learned_where_it_is_reached_and_not_where_it_is_not(tmp_path):
-    learning = {"copied": 12, "seqlen": 32, "steps": 100, "batch": 32}
+    learning = {"copied": 12, "seqlen": 32, "steps": 100, "step_tokens": 1024}
     (dense,) = TASK.run(cell(**learning), Tools("cpu", tmp_path / "mha"))
     assert dense["accuracy"] > TASK.control
     assert dense["stopped"] == "early"
