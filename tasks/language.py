@@ -156,7 +156,7 @@ def _row(settings: Settings, tokens: Tokens, trainings: list[Trained], tested: T
         "position_from": [part.start for part in positions],
         "position_perplexity": [part.perplexity for part in positions],
         "position_bits_per_byte": [part.bits_per_byte for part in positions],
-        "model": MODEL,
+        "checkpoint": MODEL,
         "note": tokens.about["problems"],
     }
 
