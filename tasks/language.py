@@ -6,10 +6,11 @@ One cell is one model. Its checkpoint, tokenizer included, stays in the run's fo
 """
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dmabench.tasks import corpus, token_cache, tokenizer
+from dmabench.tasks.document_losses import pack
 from dmabench.tasks.heldout import MOST_LOGITS, TextLoss, text_loss
 from dmabench.tasks.inference import inference_time
 from dmabench.tasks.language_model import build, config_of, for_stage, rounded, save
@@ -69,28 +70,54 @@ def cost(settings: Settings) -> Cost:
     return total
 
 
-def run(settings: Settings, tools: Tools) -> list[Row]:
-    """Trains one model in its stages, scores it on the test text and saves it; one row.
+@dataclass(frozen=True)
+class Learned:
+    """A model that was trained on text."""
+
+    model: Any
+    words: Words
+    tokens: Tokens
+    trainings: list[Trained]
+    """One for each stage."""
+
+    def test(self, model: Any, settings: Settings, tools: Tools) -> TextLoss:
+        """Losses of a model (this one, or what was made of it) on the test text, in sequences of the last stage."""
+        last = stages_of(settings)[-1]
+        return _score(model, self.tokens.test, self.words, last.seqlen, settings["heldout_tokens"], tools)
+
+
+def learn(settings: Settings, tools: Tools) -> Learned:
+    """Trains one model in its stages.
 
     Raises:
         ValueError: text, tokenizer or checkpoint that do not fit, or a training that diverged.
     """
     words, tokens = _text(settings, lambda sentence: tools.progress(Progress(sentence, 0, 1)))
     model: Any = build(settings, words)
-    stages = stages_of(settings)
     trainings: list[Trained] = []
-    for number, (stage, text) in enumerate(zip(stages, _parts(settings, tokens), strict=True), start=1):
+    for number, (stage, text) in enumerate(zip(stages_of(settings), _parts(settings, tokens), strict=True), start=1):
         own = replace(tools, folder=tools.folder / f"stage{number}")
         trainings.append(_train(for_stage(model, stage), text, tokens.validation, words, stage, settings, own))
         model = trainings[-1].model
-    last = stages[-1]
-    tested = _score(model, tokens.test, words, last.seqlen, settings["heldout_tokens"], tools)
-    row = _row(settings, tokens, trainings, tested)
+    return Learned(model, words, tokens, trainings)
+
+
+def run(settings: Settings, tools: Tools) -> list[Row]:
+    """Trains one model, scores it on the test text and saves it; one row.
+
+    Raises:
+        ValueError: as `learn`.
+    """
+    learned = learn(settings, tools)
+    model, words, tokens, trainings = learned.model, learned.words, learned.tokens, learned.trainings
+    last = stages_of(settings)[-1]
+    row = row_of(learned, learned.test(model, settings, tools))
     if os.environ.get("RANK", "0") == "0":
         about = {"settings": names_of(settings), "text": tokens.about, "row": row}
         curves = {"loss": [one.curve for one in trainings], "validation": [one.validations for one in trainings]}
         save(model, words, {**about, **curves}, tools.folder / MODEL)
     ids, labels = Packed(tokens.train, min(last.seqlen, len(tokens.train) - 1), 0).batch(0, _rows(last, words.size))
+    row["checkpoint"] = MODEL
     return [{**row, **model_facts(model, settings, last.seqlen), **inference_time(model, ids, labels, tools)}]
 
 
@@ -126,7 +153,9 @@ def _score(model: Any, held: Documents, words: Words, seqlen: int, most: int, to
     return text_loss(model, held, words.end, seqlen, most, told)
 
 
-def _row(settings: Settings, tokens: Tokens, trainings: list[Trained], tested: TextLoss) -> Row:
+def row_of(learned: Learned, tested: TextLoss) -> Row:
+    """What a row says of a training and of a test of what was trained."""
+    tokens, trainings = learned.tokens, learned.trainings
     whole, score, last = tested.whole, tested.score, trainings[-1]
     seconds, trained = sum(one.seconds for one in trainings), sum(one.tokens for one in trainings)
     positions = tested.by_position()
@@ -140,6 +169,7 @@ def _row(settings: Settings, tokens: Tokens, trainings: list[Trained], tested: T
         "test_tokens": whole.tokens,
         "test_bytes": whole.bytes,
         "test_documents": len(tested.document_nll),
+        "document_losses": pack(tested.document_nll, tested.document_tokens),
         "chance": 1 / tokens.about["vocabulary"],
         "validation_loss": validation.loss,
         "validation_accuracy": validation.accuracy,
@@ -156,7 +186,6 @@ def _row(settings: Settings, tokens: Tokens, trainings: list[Trained], tested: T
         "position_from": [part.start for part in positions],
         "position_perplexity": [part.perplexity for part in positions],
         "position_bits_per_byte": [part.bits_per_byte for part in positions],
-        "checkpoint": MODEL,
         "note": tokens.about["problems"],
     }
 
