@@ -4,6 +4,7 @@ One cell is one model, trained on `recall_examples` and scored on the test split
 """
 
 import math
+from typing import Any
 
 from dmabench.tasks.curriculum import stages
 from dmabench.tasks.inference import inference_time
@@ -22,7 +23,7 @@ from dmabench.tasks.task_model import (
     model_refusal,
     train_cost,
 )
-from dmabench.tasks.train import train
+from dmabench.tasks.train import Trained, train
 
 VALIDATIONS = 10
 """How often a training looks at its validation accuracy."""
@@ -91,19 +92,14 @@ def cost(settings: Settings) -> Cost:
     return Cost(tokens, whole.flops, whole.mib)
 
 
-def run(settings: Settings, tools: Tools) -> list[Row]:
-    """Trains and scores one cell; one row.
+def learn(settings: Settings, tools: Tools) -> Trained:
+    """Trains the model of a cell.
 
     Raises:
         ValueError: settings that `refusal` names, or a training that diverged.
     """
     layout, seed, steps = layout_of(settings), settings["seed"], settings["steps"]
     model = build_model(settings, layout.vocab, layout.seqlen)
-    batch = max(1, min(settings["batch"], MOST_LOGITS // (layout.pairs * layout.vocab)))
-
-    def score(recall: Recall) -> Score:
-        return predict(model, recall.input_ids, recall.labels, batch).score()
-
     validation = layout.make(seed, "validation", range(_validation_examples(settings)))
     recipe = Recipe(
         steps=steps,
@@ -114,12 +110,38 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         seed=seed,
     )
     examples = TrainingSet(stages(settings["curriculum"], layout, steps), seed, settings["examples"])
-    trained = train(model, examples, recipe, tools, lambda _: score(validation))
+    return train(model, examples, recipe, tools, lambda _: score(model, settings, validation))
+
+
+def test_of(settings: Settings) -> Recall:
+    """The examples that a cell is tested on."""
+    return layout_of(settings).make(settings["seed"], "test", range(settings["test_examples"]))
+
+
+def score(model: Any, settings: Settings, recall: Recall) -> Score:
+    """Answers of a model to these examples."""
+    return predict(model, recall.input_ids, recall.labels, rows_at_once(settings)).score()
+
+
+def rows_at_once(settings: Settings) -> int:
+    """Sequences that go through the model at once in scoring."""
+    return max(1, min(settings["batch"], MOST_LOGITS // (settings["pairs"] * settings["vocab"])))
+
+
+def run(settings: Settings, tools: Tools) -> list[Row]:
+    """Trains and scores one cell; one row.
+
+    Raises:
+        ValueError: as `learn`.
+    """
+    layout, batch = layout_of(settings), rows_at_once(settings)
+    trained = learn(settings, tools)
+    model, steps = trained.model, settings["steps"]
     assert trained.validation is not None
     reached = Progress("score", trained.steps, steps, trained.loss, trained.validation.accuracy, trained.tokens_per_s)
     tools.progress(reached)
-    test = layout.make(seed, "test", range(settings["test_examples"]))
-    tested = score(test)
+    test = test_of(settings)
+    tested = score(model, settings, test)
     kept = pairs_kept(model, test, batch)
     return [
         {
