@@ -124,6 +124,7 @@ def _score(
 
     from dmabench.cli.kernels_input import choose_device
     from dmabench.eval_cells import labels, make_cells
+    from dmabench.runs import Run, find_run, results_root
     from dmabench.tasks.downstream.checkpoints import check, find
     from dmabench.tasks.downstream.peers import join
 
@@ -135,11 +136,12 @@ def _score(
     except ValueError as error:
         raise Refusal(str(error)) from error
 
+    resumed = None if resume is None else find_run(results_root(results), resume)
+
     # What can be refused has been: these import lm_eval.
     from dmabench import environment
     from dmabench.cli.eval_output import progress_bar
     from dmabench.eval_run import Plan, score_cells, tasks_of
-    from dmabench.runs import Run, find_run, results_root
 
     peers = join()
     chosen = _own_device(device, peers)
@@ -163,8 +165,8 @@ def _score(
         run: Run | None = None
         try:
             with tasks_of(plan, cells) as tasks:
-                if first and resume is not None:
-                    run = Run.resume(find_run(results_root(results), resume), "eval", settings, found)
+                if first and resumed is not None:
+                    run = Run.resume(resumed, "eval", settings, found)
                 elif first:
                     run = Run.start(results_root(results), "eval", sys.argv[1:], settings, found)
                 done, folder = peers.from_first((run.done(), run.path) if run is not None else None)
