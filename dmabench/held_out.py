@@ -113,7 +113,8 @@ def score(
 def compare(scored: Sequence[tuple[Row, "TextLoss"]]) -> list[Row]:
     """The rows, with the interval of bits per byte over documents, and the difference from the first model at that
     length with its paired interval. None where there are too few documents, or where others were scored."""
-    rows, first = [], {}
+    rows: list[Row] = []
+    first: dict[int, tuple[list[float], list[float]]] = {}
     for row, loss in scored:
         bits = [nll / math.log(2) for nll in loss.document_nll]
         sizes = [float(size) for size in loss.document_bytes]

@@ -30,10 +30,15 @@ Stream = Literal["train", "validation", "test"]
 class Corpus(Protocol):
     """Texts in an order."""
 
-    name: str
-    """As rows tell it: without folders of this machine."""
-    endless: bool
-    """Whether only as much is read as is asked for."""
+    @property
+    def name(self) -> str:
+        """As rows tell it: without folders of this machine."""
+        ...
+
+    @property
+    def endless(self) -> bool:
+        """Whether only as much is read as is asked for."""
+        ...
 
     def digest(self) -> str:
         """Hash of the content, or of what fixes it."""

@@ -17,7 +17,8 @@ from dmabench.tasks.scoring import Score
 MOST_LOGITS = 1 << 27
 """Logits of one forward: half a GiB in float32."""
 MOST_SEQUENCES = 64
-F64, I64 = NDArray[np.float64], NDArray[np.int64]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ def text_loss(
             told(sum(lengths))
     finally:
         model.train(was_training)
-    sizes = [np.asarray(x, np.int64) for x in ([len(d) for d, _ in documents], [int(b.sum()) for _, b in documents])]
-    return TextLoss(document_nll, *sizes, position_nll, position_tokens, position_bytes, correct)
+    counts = np.asarray([len(tokens) for tokens, _ in documents], np.int64)
+    sizes = np.asarray([int(added.sum()) for _, added in documents], np.int64)
+    return TextLoss(document_nll, counts, sizes, position_nll, position_tokens, position_bytes, correct)
 
 
 def _forward(

@@ -112,8 +112,8 @@ def tokenised(texts: Texts, words: Words, at_least: int, told: Told, strict: boo
     about = json.loads((folder / ABOUT).read_text())
     if strict and about["problems"]:
         raise ValueError(f"{about['problems']}; repair the text, or leave out --strict")
-    held = (Documents(*_held(folder, name)) for name in HELD_OUT)
-    return Tokens(_mapped(folder / "train.bin", about["dtype"]), *held, about)
+    validation, test = (Documents(*_held(folder, name)) for name in HELD_OUT)
+    return Tokens(_mapped(folder / "train.bin", about["dtype"]), validation, test, about)
 
 
 def _digest(texts: Texts, told: Told) -> str:
