@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from dmabench.claim_rules_ablation import judge_overlap
+from dmabench.claim_rules_language import judge_loss_lead, judge_loss_lead_growth
 from dmabench.claim_rules_needle import judge_loss
 from dmabench.claim_rules_patterns import judge_prediction
 from dmabench.claim_rules_recall import judge_inference, judge_lead, judge_lead_growth
@@ -111,6 +113,9 @@ KINDS = {
     "inference": Kind(judge_inference, ("task", "min_seqlen", "faster_by"), ("attention", "where")),
     "prediction": Kind(judge_prediction, ("task", "attention", "predicted", "learned"), ("where",)),
     "loss": Kind(judge_loss, ("task", "others"), ("attention", "where")),
+    "loss-lead": Kind(judge_loss_lead, ("task", "others"), ("attention", "where", "least_tokens")),
+    "loss-lead-growth": Kind(judge_loss_lead_growth, ("task", "others"), ("attention", "where")),
+    "overlap": Kind(judge_overlap, ("task", "variant", "control", "within"), ()),
 }
 
 

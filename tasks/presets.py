@@ -10,6 +10,8 @@ from dmabench.tasks.config import ModelConfig
 PRESETS: dict[str, dict[str, Any]] = {
     # layers, width, query heads, key/value heads, FFN, vocabulary, window; the rest is common
     "tiny": {"size": (2, 64, 4, 2, 128, 256, 16), "head_dim": 16},
+    "0.5M": {"size": (3, 128, 4, 2, 256, 512, 32), "head_dim": 32},
+    "1.4M": {"size": (4, 192, 6, 3, 384, 512, 32), "head_dim": 32},
     "7M": {"size": (6, 256, 2, 1, 768, 8192, 512)},
     "13M": {"size": (6, 384, 3, 1, 1024, 8192, 512)},
     "30M": {"size": (8, 512, 4, 2, 1536, 8192, 512)},
@@ -22,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
 }
-"""tiny is for tests; 1.7B is Qwen3-1.7B."""
+"""tiny is for tests, as are 0.5M and 1.4M, which a CPU trains in minutes; 1.7B is Qwen3-1.7B."""
 
 FIELDS = (
     "num_hidden_layers",

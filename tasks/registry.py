@@ -17,6 +17,7 @@ OWN = {
     "needle": "Find needles in long haystacks, beyond the lengths of training too.",
     "patterns": "Copy, select and induce: the paper's three patterns of sparsity.",
     "train": "Train on text; perplexity and bits per byte on text that was held out.",
+    "scaling": "Train models of several sizes; held-out loss over parameters and FLOPs, with fits.",
 }
 """Name and what `dmabench --help` says of it. The name is the module's, too, unless MODULES has another."""
 MODULES = {"train": "language"}

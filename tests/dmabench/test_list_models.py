@@ -30,6 +30,6 @@ def test_the_difference_is_always_shown(call):
     result = call()
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines() if "%" in line]
-    assert len(lines) == 40
+    assert len(lines) == 50
     assert ["30M", "mla", "29.501M", "+0.44%"] in [line[:4] for line in lines]
     assert max(map(len, result.stdout.splitlines())) <= 80
