@@ -10,15 +10,15 @@ from dmabench.tasks.recall_examples import Layout, Stage
 FIRST = 4
 """Pairs that the curriculum "on" starts with; each further stage has four times as many."""
 SHARE = 0.4
-"""Share of the steps that all stages before the target take together."""
+"""Share of the steps that all stages before the target take together: the first half of it, or all if it is alone."""
 EARLY = "a curriculum is on, off, or numbers of pairs below the target with + between them, such as 8+32+128"
 
 
 def stages(curriculum: str, target: Layout, steps: int) -> list[Stage]:
     """The stages of a training of so many steps; the last has the target's layout.
 
-    Those before it share the first 40% of the steps equally. Their sequences are shorter in proportion to their pairs
-    (and their batches larger: `TrainingSet.batch`).
+    The first takes half of `SHARE` of the steps, since recall is learned there; others before the last share the rest.
+    Their sequences are shorter in proportion to their pairs, and their batches larger (`TrainingSet.batch`).
 
     Args:
         curriculum: "off" (the target alone), "on" (4, 16, 64, ... pairs) or pairs such as "8+32+128".
@@ -27,11 +27,15 @@ def stages(curriculum: str, target: Layout, steps: int) -> list[Stage]:
         ValueError: a curriculum that is none of these.
     """
     early = _early_pairs(curriculum, target.pairs)
-    if len(early) >= round(SHARE * steps):
+    whole = round(SHARE * steps)
+    if 2 * len(early) > whole:
         early = []  # so few steps that a stage would have none
-    length = SHARE * steps / max(1, len(early))
-    found = [Stage(round(number * length), _shorter(target, pairs)) for number, pairs in enumerate(early)]
-    return [*found, Stage(round(len(early) * length), target)]
+    if not early:
+        return [Stage(0, target)]
+    first = whole // 2 if len(early) > 1 else whole
+    firsts = [0] + [first + (whole - first) * number // max(1, len(early) - 1) for number in range(len(early))]
+    layouts = [*(_shorter(target, pairs) for pairs in early), target]
+    return [Stage(step, layout) for step, layout in zip(firsts, layouts, strict=True)]
 
 
 def _early_pairs(curriculum: str, target: int) -> list[int]:

@@ -14,7 +14,7 @@ def test_on_grows_fourfold_to_the_target():
     found = stages("on", TARGET, 1000)
     assert [stage.layout.pairs for stage in found] == [4, 16, 64, 256, 512]
     assert [stage.layout.seqlen for stage in found] == [32, 128, 512, 2048, 4096]
-    assert [stage.first_step for stage in found] == [0, 100, 200, 300, 400]
+    assert [stage.first_step for stage in found] == [0, 200, 266, 333, 400]
     assert found[-1].layout is TARGET
 
 
