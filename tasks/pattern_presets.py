@@ -18,7 +18,7 @@ COMMON: dict[str, Any] = {
 CPU: dict[str, Any] = COMMON | {
     "distance": 24,
     "copied": 8,
-    "marked": 8,
+    "marked": 6,
     "pairs": 8,
     "test_examples": 256,
     "d_model": 64,
@@ -54,7 +54,7 @@ LARGE: dict[str, Any] = CUDA | {
 
 PRESETS = {
     "quick": Preset(
-        "8 tokens or pairs in 32 to 64 tokens, windows of 4 and 16: minutes on two CPU cores",
+        "6 or 8 tokens or pairs in 24 to 64, windows of 4 and 16: minutes on two CPU cores",
         ({**CPU, "window": 16}, {**CPU, **NARROW, "window": 4}),
     ),
     "h100": Preset(
