@@ -3,9 +3,9 @@
     fit = power_law([(7e6, 3.9, 0), (13e6, 3.7, 0), (30e6, 3.4, 0)])     # size, loss, seed
     fit.exponent                                                        # Estimate(value, low, high)
 
-Lines are fitted to logarithms by least squares. With several seeds a line is fitted to each, and the interval is
-Student's over seeds; with one it is Student's from the residuals of that line, which says how straight it is and not
-what another seed would give.
+Lines are fitted to logarithms by least squares: a power law without a floor, since a few sizes cannot tell one. With
+several seeds a line is fitted to each, and the interval is Student's over seeds; with one it is Student's from the
+residuals of that line, which says how straight it is and not what another seed would give.
 """
 
 import math

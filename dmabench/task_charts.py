@@ -50,13 +50,24 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
     """{file name stem: figure} of one run's rows; `about` (runs.provenance) goes into the footers."""
     import matplotlib
 
-    from dmabench import language_charts, needle_charts, pattern_charts, recall_charts
+    from dmabench import (
+        ablation_charts,
+        language_charts,
+        needle_charts,
+        pattern_charts,
+        recall_charts,
+        scaling_charts,
+    )
 
     with matplotlib.rc_context(STYLE):
         if any(row.get("test_len") is not None for row in rows):
             return needle_charts.draw(task, rows, about)
         if any(row.get("pattern") is not None for row in rows):
             return pattern_charts.draw(task, rows, about)
+        if any(row.get("variant") is not None for row in rows):
+            return ablation_charts.draw(task, rows, about)
+        if any(row.get("train_flops") is not None for row in rows):
+            return scaling_charts.draw(task, rows, about)
         if any(row.get("bits_per_byte") is not None for row in rows):
             return language_charts.draw(task, rows, about)
         return recall_charts.draw(task, rows, about)

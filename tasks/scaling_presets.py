@@ -9,8 +9,8 @@ from dmabench.tasks.task import Preset
 CPU: dict[str, Any] = language_presets.CPU | {
     "size": "tiny,0.5M,1.4M",
     "attention": "mha,dma",
-    "tokens": 60_000,
-    "lr": "5e-3",
+    "tokens": 120_000,
+    "lr": "3e-3,1e-2",
     "vocab": 512,
 }
 CUDA: dict[str, Any] = language_presets.CUDA | {"size": "7M,13M,30M", "attention": "mha,dma", "lr": "1e-3,2e-3,4e-3"}
