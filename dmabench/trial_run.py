@@ -14,6 +14,8 @@ from dmabench.trials import Trial
 from dmabench.worker_process import Lost, WorkerProcess
 
 COMMAND = (sys.executable, "-P", "-m", "dmabench.trial_worker")  # -P: the current folder is not importable
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait must not spin: on two CPU cores with other work, training was 15 times slower where they did."""
 START_S = 300.0
 """How long a worker may take to start and import what the task needs."""
 GRACE_S = 60.0

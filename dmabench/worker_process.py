@@ -4,13 +4,14 @@ The parent makes no CUDA context, so that nothing a worker does can take the run
 """
 
 import json
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -29,14 +30,22 @@ class Lost(Exception):
 class WorkerProcess:
     """A process that is started when it is needed. Use as a context manager."""
 
-    def __init__(self, timeout_s: float, log: Path | None, command: Sequence[str]):
+    def __init__(
+        self,
+        timeout_s: float,
+        log: Path | None,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ):
         """
         Args:
             timeout_s: longest silence.
             log: file for what the worker prints (warnings, tracebacks of failing cells); None: this process's stderr.
             command: what is started.
+            environment: variables that it gets where they are not set.
         """
         self.timeout_s, self.log, self.command = timeout_s, log, command
+        self.environment = environment or {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
 
@@ -110,6 +119,7 @@ class WorkerProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
+                    env={**self.environment, **os.environ},
                     text=True,
                     start_new_session=True,  # Ctrl-C reaches the parent alone, which then decides
                 )

@@ -140,8 +140,14 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)[..., :v_dim]
 
 
+def _constant_when_compiled(function):
+    """As torch.compiler.assume_constant_result, which would import all of dynamo first: 3 s for every worker."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 @cache
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _cudnn_takes(qk_dim: int, v_dim: int, dtype: torch.dtype) -> bool:
     """Whether cuDNN attends with these dims on this card. torch.compile asks while it traces, and not in its graph."""
     q, v = (torch.empty(1, 2, 128, dim, dtype=dtype, device="cuda") for dim in (qk_dim, v_dim))

@@ -12,7 +12,7 @@ from dmabench.cli.tasks_progress import Shown
 from dmabench.ranks import Ranks, here
 from dmabench.runs import Run, find_run, results_root
 from dmabench.tasks.task import Task
-from dmabench.trial_run import COMMAND, Runner, in_process, in_worker, run_trials
+from dmabench.trial_run import COMMAND, ENVIRONMENT, Runner, in_process, in_worker, run_trials
 from dmabench.trials import Trial
 from dmabench.worker_process import WorkerProcess
 
@@ -96,5 +96,5 @@ def _runner(path: Path, options: dict[str, Any], ranks: Ranks) -> Iterator[Runne
         yield in_process
         return
     log = None if "--debug" in sys.argv else path / "worker.log"
-    with WorkerProcess(options["cell_timeout"], log, COMMAND) as worker:
+    with WorkerProcess(options["cell_timeout"], log, COMMAND, ENVIRONMENT) as worker:
         yield in_worker(worker)

@@ -1,5 +1,8 @@
 """What the worker finds out about a cell before it is timed."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dmabench import worker
@@ -16,3 +19,8 @@ def test_nothing_of_an_earlier_call_is_held_when_memory_is_measured(monkeypatch,
     worker.measure([Cell("dma", "reference", shape, 16, "iid")], {"cap_s": 0.01}, rows.append)
     assert [m["row"]["status"] for m in rows if m["event"] == "row"] == ["PASSED"]
     assert held == [None]
+
+
+def test_a_worker_starts_without_dynamo():
+    code = "import sys, dmabench.worker; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=100)

@@ -185,3 +185,10 @@ def test_backends_cache_and_inputs():
     # A token of 16 heads of 128 in bf16: 512 + 64 numbers, where dense attention of 8 key/value heads stores 2048.
     problem = _problem(batch=3, heads=16, head_dim=128, key_len=1000, dtype=torch.bfloat16)
     assert latent.cache_bytes(problem) == 3 * 1000 * (512 + 64) * 2
+
+
+def test_what_is_asked_while_compiling_is_marked_as_torch_marks_it():
+    def marked(function):
+        return {name for name in vars(function) if "dynamo" in name}
+
+    assert marked(latent._cudnn_takes) == marked(torch.compiler.assume_constant_result(lambda: True)) != set()
