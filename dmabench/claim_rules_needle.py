@@ -14,9 +14,11 @@ def judge_loss(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
 
     Holds if DMA loses less by more than the margin; fails if it loses more. Both are measured on the lengths and
     depths that both models were tested at. A model below the task's control within trained lengths has little to lose:
-    it is no rival, and if it is DMA, the setting is left out.
+    it is no rival, and if it is DMA, the setting is left out. Rows about text do not count: their seeds are those of
+    the haystacks, not of trainings.
     """
     task = task_of(rule)
+    rows = [row for row in rows if row.get("haystack") != "text"]
     outcomes, left_out = [], []
     for setting in asked(task, rule, rows):
         if setting.left_out:

@@ -31,7 +31,7 @@ def judged(task: Task, rows: Iterable[Row]) -> list[Row]:
     controls = _controls(task, [row for row in rows if row.get("lr") == chosen[rate_key(task, row)]])
     for row in rows:
         key = control_key(task, row)
-        value, why = controls.get(key) or controls.get((*key[:-1], None)) or (None, _absent(task))
+        value, why = controls.get(key) or controls.get((*key[:-1], None)) or (None, _absent(task, row))
         why = why if task.control > 0 else None
         told = {**row, "chosen": row.get("lr") == chosen[rate_key(task, row)], "control": value}
         if row.get("status") == "PASSED" and why:
@@ -61,7 +61,7 @@ def rate_key(task: Task, row: Row) -> Key:
 def control_key(task: Task, row: Row) -> Key:
     """What a row shares with its control: all settings save attention, the axes that matter to some attentions alone,
     learning rate and seed; and the kind of question, where a cell is asked several."""
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
     return (*settings_key(task, row, ("attention", "lr", "seed", *own)), part(row, "kind"))
 
 
@@ -120,10 +120,18 @@ def _control(task: Task, rows: list[Row]) -> tuple[float | None, str | None]:
         return value, None
     where = " at trained lengths" if any(row.get("train_len") is not None for row in rows) else ""
     return value, (
-        f"MHA itself reaches {value:.3f}{where} with these settings, and {task.control:g} is needed: "
-        "train longer (--steps) or try other learning rates (--lr)"
+        f"MHA itself reaches {value:.3f}{where} with these settings, and {task.control:g} is needed: {remedy(rows)}"
     )
 
 
-def _absent(task: Task) -> str:
+def remedy(rows: Iterable[Row]) -> str:
+    """What to do about a control that has not learned a task."""
+    if any(row.get("model") for row in rows):
+        return "take a model that was trained longer"
+    return "train longer (--steps) or try other learning rates (--lr)"
+
+
+def _absent(task: Task, row: Row) -> str:
+    if row.get("model"):
+        return "no control: no model with dense attention was scored with these settings (name one with --model too)"
     return f"no control: MHA was not run with these settings (dmabench {task.name} --attention {CONTROL},...)"

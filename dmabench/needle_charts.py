@@ -46,7 +46,9 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
 
 def _name(row: Row, lines: Sequence[Row]) -> str:
     windows = {one.get("window") for one in lines if one.get("window") is not None}
-    return name_of(row) + (f", w {row['window']}" if len(windows) > 1 and row.get("window") else "")
+    models = {one.get("model") for one in lines if one.get("model") is not None}
+    model = f" {row['model']}" if len(models) > 1 and row.get("model") else ""
+    return name_of(row) + model + (f", w {row['window']}" if len(windows) > 1 and row.get("window") else "")
 
 
 def _table(frame: "pandas.DataFrame") -> "pandas.DataFrame":

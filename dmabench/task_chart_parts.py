@@ -65,7 +65,7 @@ def dress(
 
 def apart(task: Task, frame: "pandas.DataFrame", within: Iterable[str]) -> "list[pandas.DataFrame]":
     """The frame by the settings that no axis of a figure shows: a figure for each."""
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
     names = varying(task, rows_of(frame), [*within, "attention", "lr", "seed", *own])
     if not names:
         return [frame]

@@ -54,7 +54,7 @@ def place(task: Task, row: Row) -> tuple[Any, ...]:
     """Where a row stands: by its settings, then attentions in their order."""
     kind = row.get("attention")
     order = ORDER.index(kind) if kind in ORDER else len(ORDER)
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
     common = [axis for axis in task.axes if axis.name not in ("attention", "lr", "seed", *own)]
     # Words in the order that their axis gives them, numbers by size.
     places = [
@@ -66,6 +66,8 @@ def place(task: Task, row: Row) -> tuple[Any, ...]:
 
 def name_of(row: Row) -> str:
     """The attention, with the size that only it has ("mla 64")."""
+    if row.get("attention") is None and row.get("model"):  # it could not be loaded
+        return str(row["model"])
     size = {"mla": row.get("mla_latent"), "nsa": row.get("nsa_topk")}.get(str(row.get("attention")))
     return str(row.get("attention")) + (f" {size}" if size is not None else "")
 
@@ -119,7 +121,7 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
 
 def _settings(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
     """A column for every axis in which the rows differ; the attention always."""
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
     left_out = ("attention", "window", "mla_latent", "nsa_topk", "seed", "lr", "train_len")
     columns: dict[str, Column] = {}
     for name in varying(task, rows, left_out):
@@ -205,7 +207,7 @@ def _matrix(task: Task, rows: Sequence[Row], width: int | None) -> Sheet | None:
 
 def matrix(task: Task, rows: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
     """Columns (the pattern and its settings that differ), lines (the attention and its own), and the row of each."""
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
     differing = varying(task, rows, ("attention", "lr", "seed", "pattern", *own))
     windows = len({row.get("window") for row in rows if row.get("window") is not None}) > 1
     cells: dict[tuple[str, str], Row] = {}

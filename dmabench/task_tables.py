@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dmabench.controls import UNDERTRAINED, choose_rates, judged, rate_key
+from dmabench.controls import UNDERTRAINED, choose_rates, judged, rate_key, remedy
 from dmabench.rows import FAILURES
 from dmabench.tables import wrapped
 from dmabench.task_layout import LEFT, Sheet, length, name_of, share, sheets
@@ -36,7 +36,9 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         words = ["Wilson's 95% for one seed"] * (1 in counts) + ["the range for several"] * (max(counts) > 1)
         intervals = f"; interval: {', '.join(words)}" if any(row.get("low") is not None for row in lines) else ""
         found.append(f"accuracy is on test examples, a mean over seeds{intervals}")
-        if max(counts) < SEEDS:
+        if any(row.get("model") for row in rows):
+            found.append("seeds are of the haystacks: each model has the weights of one training")
+        elif max(counts) < SEEDS:
             more = "one seed" if counts == {1} else f"{max(counts)} seeds"
             than = "more than the interval says" if intervals else "from seed to seed"
             found.append(f"{more}: weights vary {than}; a claim needs {SEEDS} (--seeds {SEEDS})")
@@ -47,6 +49,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         )
     if any(row.get("speedup") for row in lines):
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
+    found += _haystacks(rows)
     found += _predictions(task, lines)
     found += dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
     dense = [row for row in lines if row.get("sparsity_active") is False and row.get("window")]
@@ -68,7 +71,7 @@ def _undertrained(task: Task, rows: Sequence[Row]) -> list[str]:
     )
     brackets = " (their accuracy is in brackets)" if any(row.get("pattern") for row in marked) else ""
     found = [f"{first}no ordering, claim or verdict{brackets}"]
-    differing = varying(task, rows, ("attention", "lr", "seed", *(axis.name for axis in task.axes if axis.only)))
+    differing = varying(task, rows, ("attention", "lr", "seed", *(axis.name for axis in task.axes if axis.of_model)))
     below: dict[str, None] = {}
     missing: dict[str, list[str]] = {}
     for row in marked:
@@ -78,13 +81,24 @@ def _undertrained(task: Task, rows: Sequence[Row]) -> list[str]:
         else:
             below[f"{share(row['control'])}{f' ({where})' if where else ''}"] = None
     if below:
-        found.append(
-            f"MHA, the control, needs {task.control:g} and reaches {_some(list(below))}: train longer (--steps) or try "
-            "other learning rates (--lr)"
-        )
+        found.append(f"MHA, the control, needs {task.control:g} and reaches {_some(list(below))}: {remedy(marked)}")
     for reason, places in missing.items():
         told = _some([place for place in dict.fromkeys(places) if place])
         found.append(f"{reason}{f'; {told}' if told else ''}")
+    return found
+
+
+def _haystacks(rows: Sequence[Row]) -> list[str]:
+    """Which text needles were hidden in, where it was text."""
+    of_text = [row for row in rows if row.get("haystack") == "text" and row.get("status") == "PASSED"]
+    if not of_text:
+        return []
+    made_up = " (made-up words, no language)" if any(row.get("text") == "synthetic" for row in of_text) else ""
+    found = [
+        f"needles in RULER's wording, hidden in the text {', '.join({row['text']: 0 for row in of_text})}{made_up}"
+    ]
+    if len({row.get("haystack_key") for row in of_text if row.get("seed") == of_text[0].get("seed")}) > 1:
+        found.append("models with other tokenizers met other parts of the text: compare those that share one")
     return found
 
 

@@ -45,7 +45,7 @@ def settings_of(
         without: axes that a setting may vary in (for comparisons over lengths).
     """
     wanted = [row for row in judged(task, rows) if row["chosen"] and _fits(row, where)]
-    own = [axis.name for axis in task.axes if axis.only]
+    own = [axis.name for axis in task.axes if axis.of_model]
 
     def key(row: Row) -> Any:
         return (*settings_key(task, row, ("attention", *SAME, *own, *without)), part(row, "kind"))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from dmabench.axis_values import values_of
+from dmabench.axis_values import option, values_of
 from dmabench.errors import Refusal
-from dmabench.tasks.task import Cost, Settings, Task
+from dmabench.tasks.task import Cost, Mode, Settings, Task
 
 MOST = 10_000
 """Cells of one run."""
@@ -40,19 +40,36 @@ def blocks_of(task: Task, preset: str | None, given: dict[str, str], device: str
     """Axis -> values: the defaults of the device, overridden by each block of the preset, overridden by flags.
 
     Raises:
-        Refusal: an unknown preset.
+        Refusal: an unknown preset, or an axis that the task has not in this mode.
     """
     if preset is not None and preset not in task.presets:
         near = get_close_matches(preset, task.presets, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise Refusal(f"--preset {preset!r} is unknown; choose from {', '.join(task.presets)}{hint}")
-    defaults = task.defaults["cuda" if device.startswith("cuda") else "cpu"]
+    mode = _mode(task, preset, given)
+    defaults = (mode or task).defaults["cuda" if device.startswith("cuda") else "cpu"]
     blocks = [{**defaults, **block, **given} for block in (task.presets[preset].blocks if preset else ({},))]
     known = {axis.name for axis in task.axes}
     for block in blocks:
         if not block.keys() <= known:
             raise ValueError(f"{task.name} sets {', '.join(sorted(block.keys() - known))}, which are none of its axes")
     return blocks
+
+
+def _mode(task: Task, preset: str | None, given: dict[str, str]) -> Mode | None:
+    """The mode that the axes given choose, if any."""
+    for name, mode in task.modes.items():
+        if name in given:
+            wrong = next(
+                (option(axis) for axis in task.axes if axis.name in given and axis.name not in mode.axes), None
+            )
+            if wrong or preset is not None:
+                raise Refusal(f"--{name} {mode.about}: leave out {wrong or f'--preset {preset}'}")
+            return mode
+        wrong = next((option(axis) for axis in task.axes if axis.name in given and axis.name in mode.alone), None)
+        if wrong:
+            raise Refusal(f"{wrong} goes with --{name}, which {mode.about}: give that too, or leave it out")
+    return None
 
 
 def make_trials(task: Task, blocks: Blocks) -> list[Trial]:
@@ -98,6 +115,8 @@ def _completed(task: Task, settings: Settings) -> Settings:
 
 def _applied(task: Task, settings: Settings) -> Settings:
     attention = settings.get("attention")
+    if attention is None:  # a model that is loaded: nobody knows yet which it has
+        return settings
     unused = {axis.name for axis in task.axes if axis.only and attention not in axis.only}
     return {name: None if name in unused else value for name, value in settings.items()}
 

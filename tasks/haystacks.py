@@ -8,6 +8,7 @@ all but the last are input too (teacher forcing). Everything is a pure function 
 every attention meets the same haystacks, and a longer haystack starts with the hay of a shorter one.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -64,6 +65,11 @@ class Batch:
     """[n, questions, ANSWER]: places whose labels are the answers. The first question is the first needle's, wherever
     it stands."""
 
+    @property
+    def own(self) -> Tensor:
+        """bool [n, T]: labels that are the answer of the first needle."""
+        return torch.zeros_like(self.labels, dtype=torch.bool).scatter_(1, torch.from_numpy(self.answers[:, 0]), True)
+
 
 @dataclass(frozen=True)
 class Haystacks:
@@ -95,6 +101,16 @@ class Haystacks:
         quarter = (self.vocab - first) // 4
         ends = first + quarter, first + 2 * quarter
         return {"keys": range(first, ends[0]), "values": range(*ends), "fillers": range(ends[1], self.vocab)}
+
+    @property
+    def candidates(self) -> Tensor:
+        """Tokens that an answer is made of, int64 [K]."""
+        return torch.tensor(self.ranges["values"])
+
+    @property
+    def chance(self) -> float:
+        """Of guessing an answer without having read it."""
+        return 1 / math.prod(len(self.ranges["values"]) - taken for taken in range(ANSWER))
 
     def batch(self, kind: str, length: int, rows: I64, depth: float | None = None) -> Batch:
         """Examples by their numbers.

@@ -2,18 +2,18 @@
 
     dmabench needle --extrapolate
 
-What examples look like stands in haystacks.py, what is scored in needle_scores.py.
+What examples look like stands in haystacks.py, what is scored in needle_scores.py. With --model nothing is trained: see
+needle_models.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-
+from dmabench.tasks import needle_models
 from dmabench.tasks.haystacks import ANSWER, KINDS, Curriculum, Haystacks, TrainingExamples, counts, least_length
 from dmabench.tasks.needle_presets import H100, PRESETS, QUICK
-from dmabench.tasks.needle_scores import FORWARD_TOKENS, score, summaries
-from dmabench.tasks.recipe import Recipe, autocast
+from dmabench.tasks.needle_scores import FORWARD_TOKENS, score, summaries, timed
+from dmabench.tasks.recipe import Recipe
 from dmabench.tasks.scoring import Score, predict
 from dmabench.tasks.task import Axis, Cost, Progress, Row, Settings, Task, Tools
 from dmabench.tasks.task_model import MODEL_AXES, TRAIN_AXES, build_model, model_facts, model_refusal, train_cost
@@ -38,11 +38,14 @@ AXES = (
     Axis("samples", int, "Haystacks a length and depth.", least=1),
     Axis("stop_at", float, "Validation accuracy that ends training; 0: none does.", least=0),
     *TRAIN_AXES,
+    *needle_models.AXES,
 )
 
 
 def complete(settings: Settings) -> Settings:
     """Test lengths: those asked for, those of --extrapolate, and the trained one, at which the control is checked."""
+    if settings["model"]:
+        return needle_models.complete(settings)
     trained = settings["train_len"]
     stretches = STRETCHES if settings.get("extrapolate") else (1,)
     lengths = {*(settings.get("test_len") or ()), *(trained * stretch for stretch in stretches)}
@@ -51,6 +54,8 @@ def complete(settings: Settings) -> Settings:
 
 def refusal(settings: Settings) -> str | None:
     """Why a cell cannot be, or None."""
+    if settings["model"]:
+        return needle_models.refusal(settings)
     needles, kinds = settings["needles"], settings["kind"]
     try:
         Haystacks(settings["vocab"], needles, settings["seed"], "test")
@@ -75,6 +80,8 @@ def refusal(settings: Settings) -> str | None:
 
 def cost(settings: Settings) -> Cost:
     """Training, validation left out, and scoring."""
+    if settings["model"]:
+        return needle_models.cost(settings)
     length, vocab = settings["train_len"], settings["vocab"]
     tokens = settings["steps"] * settings["batch"] * length
     asked = [counts(kind, settings["needles"])[1] for kind in settings["kind"]]
@@ -91,8 +98,15 @@ def cost(settings: Settings) -> Cost:
     return Cost(tokens, flops, mib)
 
 
+def prepare(settings: Settings, told: Callable[[str], None]) -> str | None:
+    """Fetches a model to be scored and looks at its text; ValueError where they do not serve."""
+    return needle_models.prepare(settings, told) if settings["model"] else None
+
+
 def run(settings: Settings, tools: Tools) -> list[Row]:
-    """Trains one model and scores it at every length and depth, for every kind."""
+    """Trains one model, or loads it, and scores it at every length and depth, for every kind."""
+    if settings["model"]:
+        return needle_models.run(settings, tools)
     trained_len, lengths, seed, kinds = (settings[name] for name in ("train_len", "test_len", "seed", "kind"))
     train_data, validation_data, test_data = (
         Haystacks(settings["vocab"], settings["needles"], seed, split) for split in ("train", "validation", "test")
@@ -133,6 +147,7 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         "train_s": trained.seconds,
         "tokens_per_s": trained.tokens_per_s,
         "stopped": trained.stopped,
+        "haystack": "tokens",
     }
     rows = list(score(model_at, test_data, kinds, lengths, settings["depth"], settings["samples"], told))
     by_length = {}
@@ -154,30 +169,14 @@ def stretched(model: Any, settings: Settings, length: int) -> Any:
     return longer.to(next(model.parameters()).device).eval()
 
 
-def timed(model: Any, haystacks: Haystacks, kind: str, length: int, tools: Tools) -> Row:
-    """Milliseconds of one forward of as many test sequences as a scoring forward has."""
-    if tools.time_ms is None:
-        return {"infer_ms": None, "infer_batch": None}
-    device = next(model.parameters()).device
-    batch = max(1, FORWARD_TOKENS["cuda" if device.type == "cuda" else "cpu"] // length)
-    input_ids = haystacks.batch(kind, length, np.arange(batch)).input_ids.to(device)
-
-    @torch.no_grad()
-    def forward() -> Any:
-        with autocast(device, "bf16"):
-            return model(input_ids=input_ids, logits_to_keep=1).logits
-
-    return {"infer_ms": tools.time_ms(forward), "infer_batch": batch}
-
-
 TASK = Task(
     name="needle",
     title="Needle in a haystack",
-    about="Find needles in long haystacks of tokens, beyond the lengths of training too.",
+    about="Find needles in long haystacks, of tokens for models trained here, of text for any other (--model).",
     examples=(
         "dmabench needle --extrapolate",
         "dmabench needle --train-len 256 --test-len 256:2k:x2 --attention mha,dma --positions rope,yarn,none",
-        "dmabench needle --preset h100 --dry-run",
+        "dmabench needle --model untrained:tiny:mha --model untrained:tiny:dma --data synthetic --test-len 1k,2k",
     ),
     axes=AXES,
     defaults={"cpu": QUICK, "cuda": H100},
@@ -188,4 +187,6 @@ TASK = Task(
     control=0.9,
     columns=("kind", "test_len", "depth", "accuracy", "within", "beyond", "effective_length"),
     complete=complete,
+    prepare=prepare,
+    modes={"model": needle_models.MODE},
 )

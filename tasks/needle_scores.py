@@ -1,15 +1,19 @@
 """Scores of a trained model over lengths, depths and kinds of needles: one row for each, without generation."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dmabench.tasks.haystacks import ANSWER, KINDS, Haystacks, counts
-from dmabench.tasks.scoring import Predictions, predict
-from dmabench.tasks.task import Row
+from dmabench.tasks.haystacks import KINDS, Haystacks, counts
+from dmabench.tasks.recipe import autocast
+from dmabench.tasks.scoring import Predictions, at_labels, predict
+from dmabench.tasks.task import Row, Tools
+from dmabench.tasks.text_haystacks import TextHaystacks
 
 EFFECTIVE = 0.856
 """Mean accuracy over depths up to which a length counts as effective: RULER's threshold (arXiv 2404.06654)."""
@@ -19,51 +23,85 @@ FORWARD_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 18}
 
 def score(
     model_at: Callable[[int], Any],
-    haystacks: Haystacks,
+    haystacks: Haystacks | TextHaystacks,
     kinds: tuple[str, ...],
     lengths: tuple[int, ...],
     depths: tuple[int, ...],
     samples: int,
     told: Callable[[int, int], None] = lambda done, cells: None,
+    logits: Callable[[Any, Tensor, Tensor], Tensor] = at_labels,
+    most: int | None = None,
 ) -> Iterator[Row]:
     """Rows of each length, kind and depth, on the first `samples` examples, whose hay is the same at every depth.
 
     Args:
         model_at: length -> the model to score there.
         told: called with the cells done and all of them.
+        logits: as scoring.predict takes it.
+        most: sequences a forward.
     """
     cells = len(lengths) * len(kinds) * len(depths)
-    values = torch.tensor(haystacks.ranges["values"])
+    values = haystacks.candidates
     for number, length in enumerate(lengths):
         model = model_at(length)
-        device = next(model.parameters()).device.type
-        forward = max(1, FORWARD_TOKENS["cuda" if device == "cuda" else "cpu"] // length)
+        forward = rows_at_once(next(model.parameters()).device.type, length, most)
         for place, (kind, depth) in enumerate((kind, depth) for kind in kinds for depth in depths):
             made = haystacks.batch(kind, length, np.arange(samples), depth)
-            found = predict(model, made.input_ids, made.labels, forward, values)
-            yield {"test_len": length, "kind": kind, "depth": depth, **_cell(found, made.answers[:, 0], values)} | {
-                "copy_chance": 1 / counts(kind, haystacks.needles)[0] if KINDS[kind].several else None
+            found = predict(model, made.input_ids, made.labels, forward, values, logits)
+            yield {
+                "test_len": length,
+                "kind": kind,
+                "depth": depth,
+                **_cell(found, made.own),
+                "chance": haystacks.chance,
+                "candidates": len(values),
+                "copy_chance": 1 / counts(kind, haystacks.needles)[0] if KINDS[kind].several else None,
             }
             told(number * len(kinds) * len(depths) + place + 1, cells)
 
 
-def _cell(found: Predictions, answers: np.ndarray, values: torch.Tensor) -> Row:
-    """Scores of the first needle's answer, whose places are answers [samples, ANSWER]."""
-    samples, candidates = len(answers), len(values)
-    asked = torch.zeros(samples, int(found.position.max()) + 1, dtype=torch.bool)
-    asked.scatter_(1, torch.from_numpy(answers), True)
-    own = found.subset(asked[found.example, found.position]).score()
-    ranks = found.subset(asked[found.example, found.position]).rank.double() + 1
+def rows_at_once(device: str, length: int, most: int | None = None) -> int:
+    """Sequences of so many tokens that a forward takes, `most` at most."""
+    fitting = max(1, FORWARD_TOKENS["cuda" if device == "cuda" else "cpu"] // length)
+    return fitting if most is None else min(fitting, most)
+
+
+def timed(
+    model: Any, haystacks: Haystacks | TextHaystacks, kind: str, length: int, tools: Tools, most: int | None = None
+) -> Row:
+    """Milliseconds of one forward of as many test sequences as a scoring forward has."""
+    if tools.time_ms is None:
+        return {"infer_ms": None, "infer_batch": None}
+    device = next(model.parameters()).device
+    batch = rows_at_once(device.type, length, most)
+    input_ids = haystacks.batch(kind, length, np.arange(batch)).input_ids.to(device)
+    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+
+    @torch.no_grad()
+    def forward() -> Any:
+        with autocast(device, "bf16"):
+            return model(input_ids=input_ids, use_cache=False, **last).logits
+
+    return {"infer_ms": tools.time_ms(forward), "infer_batch": batch}
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether a model can leave out the logits of all but the last tokens."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _cell(found: Predictions, own: Tensor) -> Row:
+    """Scores of the first needle's answer, whose labels are `own`, bool [samples, T]."""
+    first = found.subset(own[found.example, found.position])
+    score = first.score()
     return {
-        "accuracy": own.exact_match,
-        "correct": own.exact,
-        "total": own.examples,
-        "chance": 1 / np.prod([candidates - taken for taken in range(ANSWER)], dtype=float),
-        "token_accuracy": own.accuracy,
+        "accuracy": score.exact_match,
+        "correct": score.exact,
+        "total": score.examples,
+        "token_accuracy": score.accuracy,
         "all_questions": found.score().exact_match,
-        "logprob": own.logprob / samples,
-        "rank": float(ranks.mean()),
-        "candidates": candidates,
+        "logprob": score.logprob / score.examples,
+        "rank": float((first.rank.double() + 1).mean()),
     }
 
 

@@ -1,6 +1,6 @@
 """Scores at labelled positions, without generation: what a model predicts there, how sure it is, how many it gets."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,20 +106,37 @@ def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
     return index, flat[index]
 
 
-@torch.no_grad()
-def predict(
-    model: Any, input_ids: Tensor, labels: Tensor, batch: int = 32, candidates: Tensor | None = None
-) -> Predictions:
-    """What a model says at the labelled positions. Nothing is shifted: labels[b, t] follows input_ids[b, :t + 1].
-
-    The device is waited for once, at the end. Only labelled positions go through the output layer. On CUDA the model
-    runs under bf16 autocast, as it trains by default; elsewhere in the dtype of its weights.
+def at_labels(model: Any, input_ids: Tensor, index: Tensor) -> Tensor:
+    """Logits [N, vocabulary] at `index` [N] into the flattened input_ids [B, T]; no others are computed.
 
     Args:
         model: a DmabenchForCausalLM, or any transformers model with `model` (to hidden states) and `lm_head`.
+    """
+    hidden = model.model(input_ids=input_ids).last_hidden_state
+    logits: Tensor = model.lm_head(hidden.flatten(0, 1)[index])
+    return logits
+
+
+@torch.no_grad()
+def predict(
+    model: Any,
+    input_ids: Tensor,
+    labels: Tensor,
+    batch: int = 32,
+    candidates: Tensor | None = None,
+    logits: Callable[[Any, Tensor, Tensor], Tensor] = at_labels,
+) -> Predictions:
+    """What a model says at the labelled positions. Nothing is shifted: labels[b, t] follows input_ids[b, :t + 1].
+
+    The device is waited for once, at the end. On CUDA the model runs under bf16 autocast, as it trains by default;
+    elsewhere in the dtype of its weights.
+
+    Args:
+        model: one that `logits` takes.
         input_ids, labels: int64 [B, T] on the CPU; -100 where there is no label.
         batch: sequences a forward.
         candidates: tokens that `rank` is among, int64 [K], or [B, K] where each example has its own; default: all.
+        logits: as `at_labels`, which is for our own models.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -130,7 +147,7 @@ def predict(
         for start in range(0, len(input_ids), batch):
             rows = slice(start, start + batch)
             own = candidates[rows] if candidates is not None and candidates.dim() == 2 else candidates
-            parts.append(_forward(model, input_ids[rows], labels[rows], own, device))
+            parts.append(_forward(model, input_ids[rows], labels[rows], own, device, logits))
     finally:
         model.train(was_training)
     predicted, logprob, rank = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
@@ -139,15 +156,19 @@ def predict(
 
 
 def _forward(
-    model: Any, input_ids: Tensor, labels: Tensor, candidates: Tensor | None, device: torch.device
+    model: Any,
+    input_ids: Tensor,
+    labels: Tensor,
+    candidates: Tensor | None,
+    device: torch.device,
+    logits_of: Callable[[Any, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     index, targets = labelled(labels)
     rows = index // labels.shape[1]
     on_device = [x.to(device, non_blocking=True) for x in (input_ids, index, targets, rows)]
     input_ids, index, targets, rows = on_device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        hidden = model.model(input_ids=input_ids).last_hidden_state
-        logits = model.lm_head(hidden.flatten(0, 1)[index])
+        logits = logits_of(model, input_ids, index)
     logits = logits.float()
     own = logits.gather(1, targets[:, None])
     rivals = logits

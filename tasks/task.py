@@ -32,6 +32,13 @@ class Axis:
     """Kinds of attention that this axis matters to; for the others it is None, so that no cell runs twice."""
     swept: bool = True
     """True: every value is a cell of its own. False: a cell gets all values, as a tuple (lengths to test at, say)."""
+    names_model: bool = False
+    """Its values are models: rows that differ in it are compared as rows of two attentions are."""
+
+    @property
+    def of_model(self) -> bool:
+        """Whether it belongs to a model as its attention does, rather than to what the model is trained and asked."""
+        return bool(self.only) or self.names_model
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,20 @@ class Preset:
     about: str
     blocks: tuple[dict[str, Any], ...]
     """Values as on the command line: "2k,4k", "mha,dma", "1e-3,3e-3"; an axis that is missing takes Task.defaults."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Another way to run a task, taken where a certain axis is given: scoring a model that is trained already, say."""
+
+    about: str
+    """What it does, to end a sentence about an axis that has no place in it: "scores what is trained already"."""
+    axes: tuple[str, ...]
+    """The axes that it has; all others are None in its cells, and cannot be given."""
+    alone: tuple[str, ...]
+    """Those of them that the task has in this mode alone."""
+    defaults: dict[str, dict[str, Any]]
+    """As Task.defaults, in place of them."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,8 @@ class Task:
     prepare: Callable[[Settings, Callable[[str], None]], str | None] | None = None
     """Makes once, before any cell runs, what cells share on this machine (text in tokens, say), telling what takes
     long; a ValueError refuses the whole run. Returns what a user should know of it, or None."""
+    modes: dict[str, Mode] = field(default_factory=dict)
+    """Axis -> the mode in which the task runs where that axis is given. Presets are for the task without a mode."""
     keeps: tuple[str, ...] = ()
     """Names in a cell's folder that stay when its rows are stored: a trained model, say."""
     chosen_by: str = "validation_accuracy"

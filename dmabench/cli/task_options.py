@@ -30,6 +30,8 @@ RESERVED = {flag for _, _, flag, _ in HARNESS.values()} | {"--seeds", "--preset"
 def signature(task: Task) -> inspect.Signature:
     """Parameters of the command: every axis, by its name, then those of the harness.
 
+    An axis may be given several times: `--window 8 --window 16` is `--window 8,16`.
+
     Raises:
         ValueError: an axis is named like an option of the harness.
     """
@@ -57,7 +59,7 @@ def _axis(task: Task, axis: Axis) -> inspect.Parameter:
     told = f"{told} {_default(task, axis)}".strip()
     if axis.type is bool:
         return _parameter(axis.name, bool | None, None, f"{option(axis)}/--no-{option(axis)[2:]}", told, WHAT)
-    return _parameter(axis.name, str | None, None, option(axis), told, WHAT)
+    return _parameter(axis.name, list[str] | None, None, option(axis), told, WHAT, "<str>")
 
 
 def _default(task: Task, axis: Axis) -> str:
@@ -68,6 +70,8 @@ def _default(task: Task, axis: Axis) -> str:
     return f"Default {cpu or 'none'} on a CPU, {cuda or 'none'} on a GPU."
 
 
-def _parameter(name: str, kind: Any, default: Any, flag: str, told: str, panel: str) -> inspect.Parameter:
-    info = typer.Option(flag, help=told, rich_help_panel=panel, show_default=False)
+def _parameter(
+    name: str, kind: Any, default: Any, flag: str, told: str, panel: str, metavar: str | None = None
+) -> inspect.Parameter:
+    info = typer.Option(flag, help=told, rich_help_panel=panel, show_default=False, metavar=metavar)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])

@@ -107,7 +107,7 @@ def prepare(task: Task, trials: list[Trial]) -> None:
 
 def _given(task: Task, options: dict[str, Any]) -> dict[str, str]:
     """The axes that were named, checked before anything else is done."""
-    given = {axis.name: options[axis.name] for axis in task.axes if options[axis.name] is not None}
+    given = {axis.name: _joined(options[axis.name]) for axis in task.axes if options[axis.name] not in (None, [])}
     for axis in task.axes:
         if axis.name in given:
             values_of(axis, given[axis.name])
@@ -119,6 +119,11 @@ def _given(task: Task, options: dict[str, Any]) -> dict[str, str]:
             raise Refusal(f"--seeds {count}: write how many, from 1 to 1000")
         given["seed"] = ",".join(map(str, range(count)))
     return given
+
+
+def _joined(value: Any) -> Any:
+    """Values of an option that was given several times are as if it had them all at once."""
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _preset(options: dict[str, Any]) -> str | None:

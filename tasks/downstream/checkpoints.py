@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{name} has no config.json: name the folder that model.save_pretrained wrote")
-        if not _weight_files(path):
+        if not weight_files(path):
             raise ValueError(f"{name} has a config.json and no weights (*.safetensors or *.bin beside it)")
         return
     if path.is_file():
@@ -71,7 +71,7 @@ def find(name: str) -> Source:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _from_hub(name)
-    return Source(name, folder, _hash(_weight_files(folder)))
+    return Source(name, folder, _hash(weight_files(folder)))
 
 
 def check(source: Source, windows: Sequence[int | None] = (), tokenizer: str | None = None) -> None:
@@ -82,13 +82,13 @@ def check(source: Source, windows: Sequence[int | None] = (), tokenizer: str | N
     """
     import dmabench.tasks.model  # noqa: F401  registers the configuration with transformers
 
-    config = _config(source)
+    config = config_of(source)
     for window in windows:
         if window is not None and not set(getattr(config, "kinds", ())) & WINDOWED:
             has = f"its attention is {config.attention}" if hasattr(config, "kinds") else "it is no model of dmabench"
             raise ValueError(f"--window {window}: {source.named} has no window to set ({has}); leave --window out")
     if source.folder is not None or tokenizer:
-        _tokenizer(source, tokenizer)
+        tokenizer_of(source, tokenizer)
 
 
 def load(source: Source, device: str, dtype: str = "auto", tokenizer: str | None = None) -> Loaded:
@@ -109,7 +109,7 @@ def load(source: Source, device: str, dtype: str = "auto", tokenizer: str | None
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    words = _byte_tokenizer() if source.folder is None and tokenizer is None else _tokenizer(source, tokenizer)
+    words = tokenizer_of(source, tokenizer)
     if source.folder is None:
         model = _untrained(source)
         if dtype != "auto":
@@ -143,7 +143,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-        if not _weight_files(folder):
+        if not weight_files(folder):
             folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "*.bin"]))
     except Exception as error:  # its own classes, those of its HTTP library, and OSError
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -151,12 +151,13 @@ def _from_hub(name: str) -> Path:
             f"there is no folder {name} here, and the hub does not give a model of that name ({first}). "
             "Name the folder of a checkpoint; `untrained:tiny` runs without one"
         ) from error
-    if not _weight_files(folder):
+    if not weight_files(folder):
         raise ValueError(f"{name} on the hub has no weights (*.safetensors or *.bin)")
     return folder
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Where a checkpoint's weights are."""
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
@@ -170,9 +171,16 @@ def _hash(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tokenizer(source: Source, other: str | None) -> Any:
+def tokenizer_of(source: Source, other: str | None = None) -> Any:
+    """The tokenizer of a model, or of the folder `other`.
+
+    Raises:
+        ValueError: there is none.
+    """
     from transformers import AutoTokenizer
 
+    if source.folder is None and other is None:
+        return _byte_tokenizer()
     folder = Path(other).expanduser() if other else source.folder
     if other and not Path(other).expanduser().is_dir():
         raise ValueError(f"--tokenizer {other}: there is no such folder")
@@ -185,10 +193,15 @@ def _tokenizer(source: Source, other: str | None) -> Any:
         ) from error
 
 
-def _config(source: Source) -> Any:
-    """The configuration; of an untrained model that of untrained:PRESET or untrained:PRESET:ATTENTION."""
+def config_of(source: Source) -> Any:
+    """The configuration; of an untrained model that of untrained:PRESET or untrained:PRESET:ATTENTION.
+
+    Raises:
+        ValueError: one that cannot be read.
+    """
     from transformers import AutoConfig
 
+    import dmabench.tasks.model  # noqa: F401  registers the configuration with transformers
     from dmabench.tasks.presets import model_config
 
     if source.folder is None:
@@ -209,7 +222,7 @@ def _untrained(source: Source) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return DmabenchForCausalLM(_config(source))
+        return DmabenchForCausalLM(config_of(source))
 
 
 def _byte_tokenizer() -> Any:

@@ -1,8 +1,10 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from dmabench.controls import choose_rates, judged, rate_key
+from dmabench.tasks.task import Axis
 
 
 def status(task, rows):
@@ -113,3 +115,18 @@ def test_a_needle_control_that_failed_has_one_row_for_all_its_parts(trained):
     rows = [make(task, "mha", None, status="OUT_OF_MEMORY", reason="needs 90 GiB", **whole), make(task, "dma", 0.9)]
     told = judged(task, rows)[1]
     assert told["status"] == "UNDERTRAINED" and "is OUT_OF_MEMORY: needs 90 GiB" in told["reason"]
+
+
+def test_a_model_with_dense_attention_controls_the_other_models(trained):
+    task = replace(trained.NEEDLE, axes=(*trained.NEEDLE.axes, Axis("model", str, "Models.", names_model=True)))
+
+    def row(kind, accuracy, **more):
+        fields = {"model": f"{kind}@1", "haystack": "text", "train_len": 1024, "test_len": 1024, "lr": None} | more
+        return trained.made_up(task, kind, accuracy, **fields)
+
+    assert status(task, [row("mha", 0.97), row("dma", 0.5), row("dma", 0.6, model="dma@2")]) == ["PASSED"] * 3
+    low, other = judged(task, [row("mha", 0.5), row("dma", 0.97)])
+    assert (low["status"], other["status"]) == ("UNDERTRAINED", "UNDERTRAINED")
+    assert other["reason"].endswith("take a model that was trained longer")
+    (alone,) = judged(task, [row("dma", 0.97)])
+    assert "no model with dense attention was scored" in alone["reason"] and "--model" in alone["reason"]

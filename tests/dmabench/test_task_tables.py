@@ -150,3 +150,25 @@ def test_a_needle_cell_that_failed_is_a_line_without_numbers(trained):
     text = printed(trained.NEEDLE, rows, 100)
     assert line(text, "nsa", "4") == ["nsa", "4", "OUT_OF_MEMORY"]
     assert any("needs 90 GiB" in note for note in notes(trained.NEEDLE, rows))
+
+
+def test_notes_tell_the_text_of_needles_and_tokenizers_that_differ(trained):
+    def row(kind, key, **more):
+        fields = {
+            "model": f"{kind}@1",
+            "haystack": "text",
+            "haystack_key": key,
+            "text": "books.jsonl",
+            "train_len": 1024,
+        }
+        return trained.made_up(
+            trained.NEEDLE, kind, 0.97, **fields | {"test_len": 1024, "depth": 50, "lr": None} | more
+        )
+
+    same = " ".join(notes(trained.NEEDLE, [row("mha", "a"), row("dma", "a")]))
+    assert "hidden in the text books.jsonl" in same and "made-up" not in same and "tokenizers" not in same
+    assert "seeds are of the haystacks" in same and "--seeds" not in same
+    other = " ".join(notes(trained.NEEDLE, [row("mha", "a", text="synthetic"), row("dma", "b")]))
+    assert "synthetic, books.jsonl (made-up words" in other and "other tokenizers met other parts of the text" in other
+    by_seed = notes(trained.NEEDLE, [row("mha", "a"), row("mha", "b", seed=1)])
+    assert "tokenizers" not in " ".join(by_seed)

@@ -205,6 +205,14 @@ def test_who_has_learned_little_has_little_to_lose(judge, needles):
     assert control.verdict == "NOT_SEPARATED" and "UNDERTRAINED" in control.detail
 
 
+def test_needles_in_text_do_not_count_since_their_seeds_are_of_haystacks(judge, needles):
+    of_tokens = needles({"mha": 0.6, "nsa": 0.2, "dma": 0.9})
+    of_text = [{**row, "haystack": "text", "model": row["attention"]} for row in of_tokens]
+    assert judge("needle-extrapolation", of_text).verdict == "NO_ROWS"
+    marked = [{**row, "haystack": "tokens"} for row in of_tokens]
+    assert judge("needle-extrapolation", marked).verdict == "HOLDS"
+
+
 def test_needles_need_both_rivals_and_lengths_beyond(judge, needles):
     rows = needles({"mha": 0.6, "dma": 0.9})
     assert judge("needle-extrapolation", rows).verdict == "NO_ROWS"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmabench.errors import Refusal
-from dmabench.tasks.task import Cost
+from dmabench.tasks.task import Cost, Mode
 from dmabench.trials import blocks_of, from_json, label, make_trials, seeds_of, shard, varying
 
 
@@ -113,3 +113,21 @@ def test_a_label_tells_what_varies(toy, trials):
     found = trials(lr="1e-3,3e-3")
     assert varying(toy, found) == ["attention", "window", "lr"]
     assert [label(t, varying(toy, found)) for t in (found[0], found[-1])] == ["mha lr=0.001", "dma window=16 lr=0.003"]
+
+
+def test_an_axis_that_chooses_a_mode_brings_its_defaults_and_leaves_the_others_out(toy):
+    mode = Mode(
+        "scores what is there", axes=("steps", "seed", "fillers"), alone=("fillers",), defaults={"cpu": {"seed": "4"}}
+    )
+    task = replace(toy, modes={"steps": mode}, refusal=lambda settings: None)
+    (trial,) = make_trials(task, blocks_of(task, None, {"steps": "7"}, "cpu"))
+    told = {name: value for name, value in trial.settings.items() if value is not None}
+    assert told == {"steps": 7, "seed": 4, "lengths": (28,)}
+    for axes, preset, words in (
+        ({"steps": "7", "lr": "1"}, None, "--steps scores what is there: leave out --lr"),
+        ({"steps": "7"}, "quick", "--steps scores what is there: leave out --preset quick"),
+        ({"fillers": True}, None, "--fillers goes with --steps, which scores what is there"),
+    ):
+        with pytest.raises(Refusal, match=words):
+            blocks_of(task, preset, axes, "cpu")
+    assert blocks_of(task, None, {"lr": "1"}, "cpu") == [{**toy.defaults["cpu"], "lr": "1"}]
