@@ -107,7 +107,8 @@ def _masks(rows: Sequence[Row]) -> "Figure":
         axes.grid(True, color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         if name == "age":
-            axes.set_yscale("symlog", linthresh=1)
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(-0.03, 1.03)
             axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)

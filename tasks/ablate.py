@@ -89,6 +89,8 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         if model is None:
             continue
         facts = model_facts(model, own, own["seqlen"])
+        if model.config.window_of(model.config.attention) is None:
+            facts["sparsity_active"] = None  # it has no window that could be too wide
         row = {"tested": name, "attention": own["attention"], **learned.score(model), **told, **facts}
         row["loss_change"] = row["test_loss"] - rows[0]["test_loss"] if rows else 0.0
         rows.append(row)

@@ -35,13 +35,16 @@ at inference, and the other way round? A variant of dma keeps where its importan
 
 
 def under_attention(model: Any, name: str) -> Any | None:
-    """The same weights under another attention of TESTED; None where that is the one it has.
+    """The same weights under another attention of TESTED; None where that is the one it has, or a part of dma is taken
+    from a model that is none.
 
     Importance that was never trained (mha tested as dma) starts as in a new model, from seed 0.
     """
     if name == OWN:
         return model
     attention, changed = TESTED[name]
+    if changed and model.config.attention != "dma":
+        return None
     fields = model.config.to_dict()
     if model.config.attention == "dma" and attention == "dma":
         own = {"dma_mask": True, "dma_bias": True} if name == "dma" else {}

@@ -114,4 +114,11 @@ def chance_overlap(window: int, n: int) -> float:
 def columns(heads: list[HeadMask]) -> dict[str, list[Any]]:
     """The statistics as columns of a row, one entry a head and length."""
     names = ("layer", "head", "tokens", "age", "overlap", "threshold", "quantiles")
-    return {f"mask_{name}": [getattr(one, name) for one in heads] for name in names}
+    return {f"mask_{name}": [_short(getattr(one, name)) for one in heads] for name in names}
+
+
+def _short(value: Any) -> Any:
+    """To six digits, which is what float32 has."""
+    if isinstance(value, tuple):
+        return [_short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -37,7 +37,7 @@ def run(tmp_path, settings):
 
 
 @pytest.mark.parametrize("on", ["language", "mqar"])
-def test_dma_is_under_attention_every_other_attention_and_its_masks_are_told(tmp_path, on):
+def test_dma_is_tested_with_every_other_attention_and_its_masks_are_told(tmp_path, on):
     settings = cell(on, "v-learned")
     rows = run(tmp_path, settings)
     assert [row["tested"] for row in rows] == ["own", "mha", "swa", "no-mask", "no-bias"]

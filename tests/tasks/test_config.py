@@ -108,7 +108,7 @@ def test_presets_share_nothing():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="no preset '31M'; known are tiny, 0.5M, 1.4M, 7M"):
+    with pytest.raises(ValueError, match=r"no preset '31M'; known are tiny, 0\.5M, 1\.4M, 7M"):
         model_config("31M")
 
 
