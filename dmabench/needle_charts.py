@@ -33,6 +33,8 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
             hatched = {name: bool(mine["status"].eq(UNDERTRAINED).any()) for name, mine in chosen.groupby("name")}
             words = shared_words(task, rows_of(chosen), ("test_len", "depth"))
             line = [f"line: trained at {length(int(trained))}, longer to its right"] * (trained == trained)
+            texts = dict.fromkeys(row["text"] for row in rows_of(chosen) if row.get("text"))
+            line += [f"in RULER's wording, in the text {', '.join(texts)}"] * bool(texts)
             figure = _figure(maps, hatched, trained, "cividis", (0, 1))
             dress(figure, f"{task.title}: accuracy by length and depth", words, chosen, about, line)
             figures[stem_of("accuracy", task, figures)] = figure

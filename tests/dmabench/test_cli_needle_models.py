@@ -83,6 +83,7 @@ def test_the_heat_map_has_a_field_for_each_model(finished):
     (chart,) = root.glob("*/needle-accuracy.svg")
     assert len(list(root.glob("*/needle-accuracy*.svg"))) == 1
     assert "mha mha@" in (words := chart.read_text()) and "dma dma@" in words
+    assert "in the text synthetic" in words
 
 
 def test_the_report_has_the_run(finished, call, tmp_path):
