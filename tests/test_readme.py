@@ -19,7 +19,17 @@ COMMANDS = [
 
 
 def test_there_are_commands():
-    assert {words[1] for words in COMMANDS} >= {"kernels", "mqar", "needle", "patterns", "train", "eval", "report", "list", "doctor"}
+    assert {words[1] for words in COMMANDS} >= {
+        "kernels",
+        "mqar",
+        "needle",
+        "patterns",
+        "train",
+        "eval",
+        "report",
+        "list",
+        "doctor",
+    }
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
