@@ -65,7 +65,11 @@ def _scores(rows: Sequence[Row], score: str) -> "Figure":
         style: dict[str, Any] = {"color": COLOUR[name], "marker": mark, "linestyle": "none"}
         known = {variants.index(variant): values for variant, values in by_variant.items() if values}
         label = "its own" if name == OWN else name
-        filled = {"markersize": 5, "markerfacecolor": None if name == OWN else "none", "zorder": 4 + (name == OWN)}
+        filled: dict[str, Any] = {
+            "markersize": 5,
+            "markerfacecolor": None if name == OWN else "none",
+            "zorder": 4 + (name == OWN),
+        }
         axes.plot([fmean(values) for values in known.values()], list(known), label=label, **style, **filled)
         for at, values in known.items():
             if len(values) > 1:
@@ -98,7 +102,10 @@ def _masks(rows: Sequence[Row]) -> "Figure":
         for at, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
             values = {tokens: _mean_at(rows, variant, name, tokens) for tokens in lengths}
             known = {tokens: value for tokens, value in values.items() if value is not None}
-            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": "-" if at < len(COLOURS) else "--"}
+            style: dict[str, Any] = {
+                "color": COLOURS[at % len(COLOURS)],
+                "linestyle": "-" if at < len(COLOURS) else "--",
+            }
             axes.plot(list(known), list(known.values()), marker="o", markersize=3, label=variant, **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [length(tokens) for tokens in lengths])

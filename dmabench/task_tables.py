@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dmabench.controls import UNDERTRAINED, choose_rates, judged, rate_key, remedy
 from dmabench.rows import FAILURES
+from dmabench.scaling_summary import scaling_notes
 from dmabench.tables import wrapped
 from dmabench.task_layout import LEFT, Sheet, length, name_of, share, sheets
 from dmabench.task_summary import EFFECTIVE, Row, summaries, varying
@@ -36,7 +37,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         words = ["Wilson's 95% for one seed"] * (1 in counts) + ["the range for several"] * (max(counts) > 1)
         intervals = f"; interval: {', '.join(words)}" if any(row.get("low") is not None for row in lines) else ""
         found.append(f"accuracy is on test examples, a mean over seeds{intervals}")
-        if any(row.get("model") for row in rows):
+        if any(row.get("model") and row.get("haystack") for row in rows):
             found.append("seeds are of the haystacks: each model has the weights of one training")
         elif max(counts) < SEEDS:
             more = "one seed" if counts == {1} else f"{max(counts)} seeds"
@@ -51,6 +52,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
     found += _haystacks(rows)
     found += _predictions(task, lines)
+    found += scaling_notes(task, rows)
     found += dict.fromkeys(str(row["note"]) for row in rows if row.get("note"))
     dense = [row for row in lines if row.get("sparsity_active") is False and row.get("window")]
     if dense:

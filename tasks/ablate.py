@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from dmabench.tasks.ablate_presets import DEFAULTS, PRESETS
+from dmabench.tasks.ablate_presets import DEFAULTS, PRESETS, fill
 from dmabench.tasks.ablation_subjects import SUBJECTS, Learned, inner
 from dmabench.tasks.ablation_variants import OWN, TESTED, VARIANTS, under_attention
 from dmabench.tasks.mask_statistics import TIMES, chance_overlap, columns, mask_statistics
@@ -28,9 +28,9 @@ AXES: tuple[Axis, ...] = (
         choices=(OWN, *TESTED),
         swept=False,
     ),
-    Axis("seqlen", int, "Tokens of a sequence.", least=2),
-    Axis("window", int, "Keys a query attends to.", least=1),
-    Axis("vocab", int, "Tokens there are.", least=4),
+    Axis("seqlen", int, "Tokens of a sequence; default: 128 or 2048 for text, the shortest for recall.", least=2),
+    Axis("window", int, "Keys a query attends to; default: a quarter of --seqlen, or one a pair.", least=1),
+    Axis("vocab", int, "Tokens there are; default: as train and mqar have it.", least=4),
     Axis("size", str, "Of the model (language).", choices=tuple(SIZES)),
     Axis("data", str, "Text, as dmabench train takes it (language)."),
     Axis("heldout", str, "Text held out (language)."),
@@ -41,8 +41,8 @@ AXES: tuple[Axis, ...] = (
     Axis("d_model", int, "Width of the model (mqar).", least=8),
     Axis("steps", int, "Training steps at most (mqar).", least=1),
     Axis("test_examples", int, "Sequences of the test (mqar).", least=4),
-    Axis("step_tokens", int, "Tokens a training step.", least=1),
-    Axis("lr", float, "Learning rate, at its peak.", least=0),
+    Axis("step_tokens", int, "Tokens a training step; default: as train and mqar have it.", least=1),
+    Axis("lr", float, "Learning rate, at its peak; default: as train and mqar have it.", least=0),
     Axis("seed", int, "Seed of weights and of data.", least=0),
 )
 COMMON = ("on", "variant", "tested", "seqlen", "window", "lr", "seed")
@@ -53,6 +53,7 @@ def complete(settings: Settings) -> Settings:
     """Length, window, vocabulary and tokenizer as the task that is trained on has them; None for what it has not."""
     subject = SUBJECTS[settings["on"]]
     found = {name: value if name in (*COMMON, *subject.axes) else None for name, value in settings.items()}
+    found = fill(found)
     trained = inner(found)
     return found | {name: trained[name] for name in ("seqlen", "window", "vocab", "tokenizer") if name in trained}
 

@@ -63,7 +63,8 @@ class DynamicMaskAttention(GroupedAttention):
         source = self._keys(x_BTC, v_BGTD) if config.dma_importance == "k" else v_BGTD
         if config.dma_importance == "random":
             source = source.detach()
-        weight, gate = self.W_dt, self.A
+        weight: Tensor = self.W_dt
+        gate: Tensor = self.A
         if config.dma_shared:
             weight, gate = weight.expand(-1, G).contiguous(), gate.expand(G).contiguous()
         delta = importance(source, weight, gate, config.dma_parametrisation)

@@ -262,7 +262,7 @@ def test_predictions_can_fail(judge, trained, accuracy, predicted, verdict):
 def test_every_rule_about_a_task_names_its_fields_and_words():
     axes = {
         name: {axis.name: axis for axis in import_module(f"dmabench.tasks.{name}").TASK.axes}
-        for name in ("mqar", "patterns", "needle")
+        for name in ("mqar", "patterns", "needle", "scaling", "ablate")
     }
     rules = [claim.rule for claim in load_claims() if claim.rule and "task" in claim.rule]
     assert len(rules) >= 9
@@ -270,4 +270,7 @@ def test_every_rule_about_a_task_names_its_fields_and_words():
         for name, value in rule.get("where", {}).items():
             choices = axes[rule["task"]][name].choices
             assert not choices or set(value if isinstance(value, list) else [value]) <= set(choices)
-        assert set(str(rule.get("others", "mha")).split(",")) <= set(axes[rule["task"]]["attention"].choices)
+        if rule["task"] == "ablate":
+            assert {rule["variant"], rule["control"]} <= set(axes["ablate"]["variant"].choices)
+        else:
+            assert set(str(rule.get("others", "mha")).split(",")) <= set(axes[rule["task"]]["attention"].choices)

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from dmabench.axis_values import values_of
+from dmabench.tasks import language_presets, mqar_presets
 from dmabench.tasks.ablate import TASK
+from dmabench.tasks.ablate_presets import MISSING
 from dmabench.tasks.ablation_subjects import inner
 from dmabench.tasks.ablation_variants import OWN, TESTED, VARIANTS, under_attention
 from dmabench.tasks.mask_statistics import TIMES
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.task import Tools
+from dmabench.trials import blocks_of, make_trials
 
 ALL = (OWN, *TESTED)
 TINY = {"language": {"tokens": 1024.0, "seqlen": 32, "heldout_tokens": 500, "step_tokens": 128, "vocab": 300}}
@@ -96,3 +100,22 @@ def test_a_cell_has_no_settings_of_the_other_subject():
     text, recall = (cell(on, "mha", **TINY["language"], **{"pairs": 4, "steps": 4}) for on in ("language", "mqar"))
     assert text["pairs"] is None and recall["tokens"] is None and recall["pairs"] == 4
     assert TASK.refusal(cell("mqar", "mha", seqlen=8)) and not TASK.refusal(recall)
+
+
+@pytest.mark.parametrize(("preset", "device"), [(None, "cpu"), (None, "cuda"), ("quick", "cpu"), ("h100", "cuda")])
+@pytest.mark.parametrize("on", ["language", "mqar"])
+def test_every_preset_can_be_turned_to_either_subject(preset, device, on):
+    trials = make_trials(TASK, blocks_of(TASK, preset, {"on": on, "data": "synthetic"}, device))
+    assert not any(trial.refusal for trial in trials)
+    assert {trial.settings["on"] for trial in trials} == {on}
+    assert all(trial.settings["window"] < trial.settings["seqlen"] for trial in trials)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("presets", [language_presets, mqar_presets])
+def test_what_is_filled_in_is_what_the_tasks_themselves_do(presets, small):
+    defaults, on = presets.CPU if small else presets.CUDA, "mqar" if presets is mqar_presets else "language"
+    axes = {axis.name: axis for axis in TASK.axes}
+    for name, value in MISSING[on][0 if small else 1].items():
+        if name in defaults:
+            assert values_of(axes[name], defaults[name]) == [value]
