@@ -29,7 +29,7 @@ def judge_loss_lead(rule: Rule, terms: Terms, rows: list[dict[str, Any]]) -> Fin
         if rival is None:
             outcomes.append(Outcome("NO_ROWS", at(setting, f"not measured: {', '.join(missing) or 'a seed of both'}")))
             continue
-        gap = Gap({seed: _lead({0.0: (setting.model, rival)}, seed) for seed in shared_seeds(setting.model, rival)})
+        gap = Gap({seed: loss_lead({0.0: (setting.model, rival)}, seed) for seed in shared_seeds(setting.model, rival)})
         verdict, told = gap.judge(terms.margin, terms.margin, terms.seeds)
         told += f" against {rival.name}"
         # What is behind one rival is behind the best of all; to be ahead of the best, all must have been measured.
@@ -71,7 +71,7 @@ def judge_loss_lead_growth(rule: Rule, terms: Terms, rows: list[dict[str, Any]])
         if not seeds:
             outcomes.append(Outcome("NO_ROWS", "no seed of all sizes"))
             continue
-        gap = Gap({seed: _lead(pairs, seed) for seed in seeds})
+        gap = Gap({seed: loss_lead(pairs, seed) for seed in seeds})
         verdict, told = gap.judge(terms.margin, terms.margin, terms.seeds)
         rivals = ", ".join(dict.fromkeys(rival.name for _, rival in pairs.values()))
         sizes = ", ".join(dict.fromkeys(str(setting.first.get("size")) for setting in settings))
@@ -102,7 +102,7 @@ def _both(pair: Iterable[Model], seed: Any) -> bool:
     return all(seed in model.seeds for model in pair)
 
 
-def _lead(pairs: dict[float, tuple[Model, Model]], seed: Any) -> Estimate:
+def loss_lead(pairs: dict[float, tuple[Model, Model]], seed: Any) -> Estimate:
     """How much lower the loss of the first model of each pair is (several sizes: the slope of it), with the interval
     over documents where rows have them, and everything between minus and plus infinity where they do not."""
     from dmabench.tasks.document_losses import unpack
@@ -112,7 +112,7 @@ def _lead(pairs: dict[float, tuple[Model, Model]], seed: Any) -> Estimate:
     if len(texts) == 1 and all(row.get("document_losses") for pair in rows.values() for row in pair):
         losses = {size: [unpack(row["document_losses"]) for row in pair] for size, pair in rows.items()}
         tokens = next(iter(losses.values()))[0][1]
-        if all(list(found) == list(tokens) for pair in losses.values() for _, found in pair):
+        if len(tokens) > 1 and all(list(found) == list(tokens) for pair in losses.values() for _, found in pair):
             return over_documents(
                 {size: other[0] - own[0] for size, (own, other) in losses.items()}, tokens.astype(float)
             )

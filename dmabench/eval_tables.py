@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SIGNIFICANT = 0.05
+SCORES = "Scores, ± standard error"
+ASKED = "What the examples asked"
+BESIDE = "Beside Table 2 of arXiv 2508.02124, reported by others; our ARC is the mean of easy and challenge"
+"""Titles of the tables."""
+REPORTED, MEASURED = ", reported", ", measured"
+"""After the names of models beside the paper's."""
 PAPER = {
     "LAMBADA ppl": (("lambada_openai", "perplexity"),),
     "LAMBADA": (("lambada_openai", "acc"),),
@@ -114,10 +120,10 @@ def beside_paper(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]] | Non
         if not any(any(line) for line in ours):
             continue
         for attention, values in reported()["pretrain_1_7B"][block].items():
-            cells.append([f"{attention} 1.7B, reported", str(shots), *(f"{value:g}" for value in values)])
+            cells.append([f"{attention} 1.7B{REPORTED}", str(shots), *(f"{value:g}" for value in values)])
         for name, line in zip(names, ours, strict=True):
             if any(line):
-                cells.append([f"{name}, measured", str(shots), *line])
+                cells.append([f"{name}{MEASURED}", str(shots), *line])
     return (["", "shots", *PAPER, "average"], cells) if cells else None
 
 

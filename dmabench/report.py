@@ -9,12 +9,13 @@ from typing import Any
 
 from dmabench import __version__, charts
 from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, verdicts
-from dmabench.environment import device_name
 from dmabench.errors import Refusal
 from dmabench.lints import lints
-from dmabench.report_parts import facts, image
+from dmabench.report_eval import COMMAND, eval_group, eval_section, is_eval_run
+from dmabench.report_parts import about_run, image
 from dmabench.report_tasks import is_task_run, task_groups, task_section
 from dmabench.rows import FAILURES, STATUSES
+from dmabench.run_folder import read_samples
 from dmabench.runs import provenance, read_manifest, read_rows
 from dmabench.speedups import add_speedups, same_as_baseline, shape_of
 from dmabench.table_layout import SHARED, WORDS, backend_id, layout, significant
@@ -47,7 +48,7 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         runs=sections,
         kernels=[section for section in sections if "task" not in section],
-        tasks=task_groups(sections),
+        tasks=[*task_groups([one for one in sections if one.get("task") != COMMAND]), eval_group(sections)],
         problems=problems,
         claims=_by_group(measured),
         unmeasured=_by_group(unmeasured),
@@ -136,6 +137,8 @@ def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[
         rows = [{**row, "run": row.get("run") or path.name} for row in rows]
         if is_task_run(manifest):
             section = task_section(path.name, manifest, rows, len(damaged))
+        elif is_eval_run(manifest):
+            section = eval_section(path.name, manifest, rows, read_samples(path), len(damaged))
         else:
             rows = add_speedups(rows)
             section = _section(path.name, manifest, rows, len(damaged))
@@ -145,24 +148,17 @@ def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[
 
 
 def _section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int) -> dict[str, Any]:
-    about = provenance(manifest)
-    environment = manifest.get("environment") or {}
     empty = charts.nothing_to_draw(rows)
     rows = sorted(rows, key=_place)
-    # Rows of commands that have no section here (eval prints its own tables) would be lines without a backend.
+    # Rows of commands that have no section here would be lines without a backend.
     table = layout(rows) if any(row.get("function") for row in rows) else None
     return {
-        "name": name,
-        "status": manifest.get("status"),
-        "command": " ".join(str(word) for word in manifest.get("argv") or []),
-        "device": device_name(environment),
-        "facts": facts(manifest, environment, about),
+        **about_run(name, manifest, damaged),
         "summary": summary(rows) if table or not rows else [f"{len(rows)} rows, which this page has no table for."],
-        "damaged": damaged,
         "table": table,
         "lines": _lines(table.rows) if table else [],
         "lints": lints(rows, manifest.get("gpu_state")) if table else [],
-        "charts": [] if empty else _charts(rows, about),
+        "charts": [] if empty else _charts(rows, provenance(manifest)),
         "no_charts": empty,
     }
 

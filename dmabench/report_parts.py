@@ -1,13 +1,43 @@
-"""What every section of a report has: facts about its run, and charts as images inside the page."""
+"""What every section of a report has: facts about its run, tables, and charts as images inside the page."""
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmabench.chart_style import STYLE, with_dark_colours
+from dmabench.environment import device_name
+from dmabench.rows import FAILURES
+from dmabench.runs import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def about_run(name: str, manifest: dict[str, Any], damaged: int) -> dict[str, Any]:
+    """The part of a section that does not depend on what was run."""
+    environment = manifest.get("environment") or {}
+    return {
+        "name": name,
+        "status": manifest.get("status"),
+        "command": " ".join(str(word) for word in manifest.get("argv") or []),
+        "device": device_name(environment),
+        "facts": facts(manifest, environment, provenance(manifest)),
+        "damaged": damaged,
+    }
+
+
+def table(
+    title: str, headers: Sequence[str], cells: Sequence[Sequence[str]], states: Sequence[str], words: Sequence[str]
+) -> dict[str, Any]:
+    """A table as the templates take it.
+
+    Args:
+        states: of each line: "" for one that counts, else a status; a failure is coloured, anything else grey.
+        words: headers of columns that are set left.
+    """
+    kinds = ["bad" if state in FAILURES else "none" if state else "" for state in states]
+    return {"title": title, "headers": headers, "cells": cells, "lines": kinds, "words": words}
 
 
 def facts(manifest: dict[str, Any], environment: dict[str, Any], about: dict[str, str]) -> list[tuple[str, str]]:

@@ -58,6 +58,24 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return whole, problems + [f"{path.name}: {told}" for told in parts]
 
 
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's raw samples, none where there is no such file. A damaged line is one that a crash cut off:
+    its row was never stored, so it is skipped."""
+    found = []
+    try:
+        lines = (path / SAMPLES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            sample = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(sample, dict):
+            found.append(sample)
+    return found
+
+
 def _whole_cells(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows without those of cells that miss parts, and without those of an earlier attempt at a cell; and what misses.
 

@@ -1,6 +1,5 @@
 """What `dmabench eval` prints: what a folder serves, what would be scored, the progress, and tables after a run."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,8 @@ from dmabench.cli.eval_input import Asked
 from dmabench.cli.output import exit_code, json_lines, say, to_stdout
 from dmabench.errors import Refusal
 from dmabench.eval_cells import EvalCell
-from dmabench.eval_tables import audits, beside_paper, notes, scores, table
+from dmabench.eval_tables import ASKED, BESIDE, SCORES, audits, beside_paper, notes, scores, table
+from dmabench.run_folder import read_samples
 from dmabench.tasks.downstream import catalogue, local_data
 
 MODELS_A_TABLE = 4
@@ -142,7 +142,7 @@ def print_run(run: Any, cells: list[EvalCell], asked: Asked, as_json: bool, inte
     place = {cell.id: at for at, cell in enumerate(cells)}
     rows = [row for row in run.rows() if row["cell"] in place]
     rows.sort(key=lambda row: (place[row["cell"]], row["part"]))
-    p_values = compare(rows, _samples(run.path))
+    p_values = compare(rows, read_samples(run.path))
     if as_json:
         to_stdout(lambda console: json_lines(console, rows))
     elif rows:
@@ -164,31 +164,15 @@ def _print_tables(rows: list[dict[str, Any]], p_values: Any) -> None:
     for start in range(0, len(names), MODELS_A_TABLE):
         of_part = slice(4 + start, 4 + start + MODELS_A_TABLE)
         part = [[*line[:4], *line[of_part]] for line in cells]
-        made = table([*fixed, *headers[of_part]], part, "Scores, ± standard error", ("metric",))
+        made = table([*fixed, *headers[of_part]], part, SCORES, ("metric",))
         to_stdout(lambda console, made=made: console.print(made))  # type: ignore[misc]
-    of_examples = table(*audits(rows), "\nWhat the examples asked", ("models",))
+    of_examples = table(*audits(rows), f"\n{ASKED}", ("models",))
     to_stdout(lambda console: console.print(of_examples))
     beside = beside_paper(rows)
     if beside is not None:
-        title = "\nBeside Table 2 of arXiv 2508.02124, reported by others; our ARC is the mean of easy and challenge"
-        to_stdout(lambda console: console.print(table(*beside, title)))
+        to_stdout(lambda console: console.print(table(*beside, f"\n{BESIDE}")))
 
 
 def _say_left_out(asked: Asked) -> None:
     if asked.left_out:
         say(f"note: left out of the suite: {'; '.join(asked.left_out)}", "yellow")
-
-
-def _samples(path: Path) -> list[dict[str, Any]]:
-    """The scores of the examples; a damaged line is one that a crash cut off, and its row was never stored."""
-    found = []
-    try:
-        lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found

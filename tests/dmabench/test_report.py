@@ -200,8 +200,11 @@ def test_an_undertrained_run_says_so_first_and_gives_no_verdict(task_run, traine
 def test_tasks_without_a_run_say_what_to_run(task_run, trained, tmp_path):
     rows = [trained.made_up(trained.PATTERNS, kind, 0.99, pattern="copy") for kind in ("mha", "dma")]
     text, parsed = page([task_run(trained.PATTERNS, rows)], tmp_path)
-    assert "dmabench mqar --preset h100" in parsed.text and "dmabench needle --preset h100" in parsed.text
-    assert "dmabench patterns --preset h100" not in parsed.text
+    names = ("mqar", "patterns", "needle", "train", "scaling", "ablate", "eval", "claims")
+    places = [text.index(f'<section id="{name}">') for name in names]
+    told = {name: text[at:end] for name, at, end in zip(names, places, places[1:], strict=False)}
+    assert "No run yet" not in told.pop("patterns") and "dmabench eval --tasks sample" in told.pop("eval")
+    assert all(f"<code>dmabench {name} --preset h100</code>" in words for name, words in told.items())
     assert "There is no run to show yet" not in parsed.text and 'id="run-1"' in text
 
 
@@ -226,7 +229,7 @@ def test_a_task_that_is_gone_and_a_cell_with_html_in_it_break_nothing(task_run, 
 
 def test_rows_of_another_command_are_counted_and_not_shown_as_kernels(tmp_path, environment, monkeypatch):
     monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
-    run = runs.Run.start(tmp_path, "eval", ["eval"], {}, environment)
+    run = runs.Run.start(tmp_path, "other", ["other"], {}, environment)
     run.append({"task": "lambada_openai", "status": "PASSED", "value": 0.5})
     _, parsed = page([run.path], tmp_path)
     assert "1 rows, which this page has no table for" in parsed.text and "None/None" not in parsed.text
