@@ -10,7 +10,7 @@ CPU: dict[str, Any] = language_presets.CPU | {
     "size": "tiny,0.5M,1.4M",
     "attention": "mha,dma",
     "tokens": 120_000,
-    "lr": "3e-3,1e-2",
+    "lr": "1e-3,3e-3,1e-2",
     "vocab": 512,
 }
 CUDA: dict[str, Any] = language_presets.CUDA | {"size": "7M,13M,30M", "attention": "mha,dma", "lr": "1e-3,2e-3,4e-3"}
@@ -53,7 +53,7 @@ PRESETS = {
     ),
     "h100": Preset(
         "7M, 13M and 30M parameters, MHA and DMA, 40M tokens in sequences of 2048, window 512; minutes a cell",
-        ({**CUDA, "window": 512, "lr": "2e-3,4e-3"},),
+        ({**CUDA, "window": 512, "lr": "1e-3,2e-3,4e-3"},),
     ),
     "paper": Preset(
         "the paper's grid: 80M to 1.7B parameters on 1.7B to 40B tokens, five attentions; months: see --dry-run",
