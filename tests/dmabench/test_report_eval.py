@@ -7,6 +7,7 @@ import pytest
 from dmabench import runs
 from dmabench.report import write_report
 from dmabench.report_eval import COMMANDS, eval_group, eval_section
+from dmabench.run_folder import read_samples
 
 
 def row(model, task="piqa", value=0.75, **more):
@@ -95,3 +96,11 @@ def test_a_run_without_rows_says_so_and_no_run_says_what_to_run(environment):
     assert eval_group([section, {"task": "train"}, {}])["runs"] == [section]
     group = eval_group([])
     assert group["runs"] == [] and group["commands"] == COMMANDS
+
+
+def test_damaged_samples_are_skipped(tmp_path):
+    assert read_samples(tmp_path) == []
+    (tmp_path / "samples.jsonl").write_bytes(
+        b'{"cell": "a", "scores": [1]}\n\n[1]\n{"cell": "b", "sco\n\xff\n{"cell": "c"}\n'
+    )
+    assert [one["cell"] for one in read_samples(tmp_path)] == ["a", "c"]
