@@ -25,25 +25,39 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
         lines = [_as_json(trial, roof) for trial in trials]
         to_stdout(lambda console: json_lines(console, lines))
         return
-    notes: list[str] = []
-    table = _cells_table(task, trials, roof, notes)
+    reasons: list[str] = []
+    groups = [(_shared(task, group), _cells_table(task, group, roof, reasons)) for group in _alike(task, trials)]
     seconds = sum(roof.seconds(trial) for trial in trials)
     count = f"{len(trials)} cell{'s' * (len(trials) != 1)}"
-    shared = [axis.name for axis in task.axes if axis.name not in varying(task, trials)]
-    values = {name: text(trials[0].settings[name]) for name in shared}
 
     def write(console: "Console") -> None:
         from rich.text import Text
 
-        told = " · ".join(f"{name} {value}" for name, value in values.items() if value)
         console.print(Text(f"{task.name}: {count}, about {_time(seconds)}; nothing was trained", style="bold"))
-        console.print(Text(told))
-        console.print(table)
-        for note in notes:
-            console.print(Text(note), style="dim")
+        for number, (shared, table) in enumerate(groups):
+            console.print(Text("\n" * (number > 0) + shared))
+            console.print(table)
+        for number, reason in enumerate(reasons, start=1):
+            console.print(Text(f"[{number}] cannot be: {reason}"), style="dim")
 
     to_stdout(write)
     say(f"time on one device, at most (training may stop early): {roof.about}", "dim")
+
+
+def _alike(task: Task, trials: list[Trial]) -> list[list[Trial]]:
+    """Cells that the same axes apply to, axes of one attention aside: a table of all would be mostly empty and wide."""
+    common = [axis.name for axis in task.axes if not axis.only]
+    groups: dict[tuple[bool, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(tuple(trial.settings[name] is None for name in common), []).append(trial)
+    return list(groups.values())
+
+
+def _shared(task: Task, trials: list[Trial]) -> str:
+    """The axes in which these cells agree."""
+    names = [axis.name for axis in task.axes if axis.name not in varying(task, trials)]
+    values = {name: text(trials[0].settings[name]) for name in names}
+    return " · ".join(f"{name} {value}" for name, value in values.items() if value)
 
 
 def _as_json(trial: Trial, roof: Roof) -> Row:
@@ -54,7 +68,7 @@ def _as_json(trial: Trial, roof: Roof) -> Row:
     return {**head, **trial.settings, **told}
 
 
-def _cells_table(task: Task, trials: list[Trial], roof: Roof, notes: list[str]) -> "Table":
+def _cells_table(task: Task, trials: list[Trial], roof: Roof, reasons: list[str]) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -73,14 +87,13 @@ def _cells_table(task: Task, trials: list[Trial], roof: Roof, notes: list[str]) 
         cost, refusal = same[0].cost, same[0].refusal
         told = [",".join(text(trial.settings["seed"]) for trial in same)] * seeds
         if refusal:
-            if refusal not in notes:
-                notes.append(refusal)
-            table.add_row(*values, *told, f"[{notes.index(refusal) + 1}]".replace("[", r"\["), "", "", style="dim")
+            if refusal not in reasons:
+                reasons.append(refusal)
+            table.add_row(*values, *told, f"[{reasons.index(refusal) + 1}]".replace("[", r"\["), "", "", style="dim")
         else:
             seconds = sum(roof.seconds(trial) for trial in same)
             tokens = _millions(sum(trial.cost.tokens for trial in same))
             table.add_row(*values, *told, tokens, _time(seconds), f"{cost.mib:,.0f}")
-    notes[:] = [f"[{number}] cannot be: {reason}" for number, reason in enumerate(notes, start=1)]
     return table
 
 

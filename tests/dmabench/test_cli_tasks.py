@@ -243,3 +243,11 @@ def test_an_axis_cannot_take_an_option_of_the_harness(installed):
     clash = replace(task, axes=(*task.axes, replace(task.axes[0], name="device")))
     with pytest.raises(ValueError, match="names an axis --device, which every task has"):
         signature(clash)
+
+
+def test_a_dry_run_shows_cells_of_one_kind_together():
+    """What an axis does not apply to is no row of a wide, empty table."""
+    result = CliRunner().invoke(main.app, ["ablate", "--quick", "--dry-run", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    headings = [line for line in result.output.splitlines() if line.startswith("on ")]
+    assert ["tokenizer" in line for line in headings] == [True, False], headings
