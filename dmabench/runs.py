@@ -11,6 +11,7 @@ Every line is on disk before the next cell starts, so a crash or Ctrl-C costs at
 import difflib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -129,6 +130,7 @@ class Run:
             raise Refusal(
                 f"cannot resume {path.name}, its rows would not be comparable with new ones:\n  "
                 + "\n  ".join(differences)
+                + f"\nIt was started as: dmabench {shlex.join(manifest.get('argv') or [])}"
                 + "\nUndo the difference, or start a new run without --resume."
             )
         run = cls(path, manifest)
@@ -276,8 +278,13 @@ def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
         settings.pop("seeds", None)  # those of the blocks
     for number, block in enumerate(blocks, start=1):
         which = f" of block {number}" if len(blocks) > 1 else ""
-        identity |= {f"setting {name}{which}": value for name, value in block.items()}
+        identity |= {f"setting {name}{which}": _as_given(value) for name, value in block.items()}
     return identity | {f"setting {name}": value for name, value in settings.items()}
+
+
+def _as_given(value: Any) -> Any:
+    """A number as a word: a default and the same value on the command line are no difference."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _show(value: Any) -> str:

@@ -71,7 +71,8 @@ def list_things(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
     elif found:
         shown = [{key: value for key, value in one.items() if key not in LEFT_OUT.get(what, ())} for one in found]
-        _print(_in_millions(shown) if what is What.models else shown)
+        forms = {What.models: _in_millions, What.presets: _as_typed}
+        _print(forms[what](shown) if what in forms else shown)
         for one in found if what is What.runs else ():
             if one["status"].startswith("unreadable: "):
                 typer.echo(one["status"], err=True)
@@ -165,6 +166,29 @@ def _presets() -> list[dict[str, Any]]:
             for preset, of in load(name).presets.items():
                 listed.append({"preset": preset, "command": name, "about": of.about, "blocks": list(of.blocks)})
     return listed
+
+
+def _as_typed(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Presets of tasks as a person would write them: switches as such, and nothing that is so by default, on a CPU
+    and on a GPU; --json has every value."""
+    from dmabench.tasks import registry
+
+    shown = []
+    for one in listed:
+        if one["command"] != "kernels":
+            task = registry.get(one["command"])
+            switches = {axis.name for axis in task.axes if axis.type is bool}
+            blocks = [
+                {
+                    name: str(value).lower() in ("yes", "true") if name in switches else value
+                    for name, value in block.items()
+                    if any(str(defaults.get(name)) != str(value) for defaults in task.defaults.values())
+                }
+                for block in one["blocks"]
+            ]
+            one = {**one, "blocks": blocks}
+        shown.append(one)
+    return shown
 
 
 def _print(found: list[dict[str, Any]]) -> None:

@@ -74,6 +74,16 @@ def test_list_claims_presets_and_tasks(call):
     assert {"mqar", "needle", "patterns"} <= {one["task"] for one in tasks}
 
 
+def test_presets_are_shown_as_they_are_typed_without_defaults(call):
+    shown = call("list", "presets").stdout
+    assert "--pairs" in shown
+    assert "--fillers yes" not in " ".join(shown.split())  # --fillers is a switch, and on by default
+    assert "--power" not in shown
+    listed = json.loads(call("list", "presets", "--json").stdout)
+    quick = next(one for one in listed if (one["command"], one["preset"]) == ("mqar", "quick"))
+    assert quick["blocks"][0]["power"] == "0.01"
+
+
 def test_list_of_something_else_is_a_usage_error(call):
     assert call("list", "planets").exit_code == 2
 

@@ -122,8 +122,24 @@ def test_resume_names_every_difference(run, environment):
     assert "device: NVIDIA H100 80GB HBM3 -> NVIDIA A100" in text
     assert "version of torch: 2.11.0 -> 2.12.0" in text
     assert "setting seqlen: [8192] -> [4096]" in text
-    assert "seed" not in text and "triton" not in text
+    assert "setting seed" not in text and "triton" not in text
     assert run.manifest["status"] == "running" and run.rows() == []
+
+
+def test_resume_refused_says_how_the_run_was_started(run, environment):
+    with pytest.raises(Refusal) as refusal:
+        runs.Run.resume(run.path, "kernels", {"seqlen": [4096], "seed": 3}, environment)
+    assert f"started as: dmabench {' '.join(run.manifest['argv'])}" in str(refusal.value)
+
+
+def test_resume_takes_a_default_that_is_typed_for_the_same(tmp_path, environment):
+    def blocks(layers):
+        return {"blocks": [{"layers": layers, "fillers": True}], "seeds": [0]}
+
+    run = runs.Run.start(tmp_path, "mqar", ["mqar"], blocks(2), environment)
+    assert runs.Run.resume(run.path, "mqar", blocks("2"), environment).path == run.path
+    with pytest.raises(Refusal, match="setting layers: 2 -> 3"):
+        runs.Run.resume(run.path, "mqar", blocks("3"), environment)
 
 
 def test_resume_refuses_another_command(run, environment):
