@@ -25,17 +25,18 @@ def tables(task: Task, rows: Sequence[Row], width: int = 100) -> "list[Table]":
     return [_table(sheet) for sheet in sheets(task, rows, width)]
 
 
-def notes(task: Task, rows: Sequence[Row]) -> list[str]:
-    """What a reader of the tables must know, most important first: what is undertrained, what did not run and why,
-    which learning rates were chosen, what the intervals are, where nothing was sparse."""
+def notes(task: Task, rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """What a reader of the tables of this width must know, most important first: what is undertrained, what did not
+    run and why, which learning rates were chosen, what the intervals are, where nothing was sparse."""
     if not rows:
         return []
     found = _undertrained(task, rows) + _failures(task, rows) + _rates(task, rows)
     lines = summaries(task, rows)
+    headers = {header for sheet in sheets(task, rows, width) for header in sheet.headers}
     counts = {row["seeds"] for row in lines if row["seeds"]}
     if counts:
         words = ["Wilson's 95% for one seed"] * (1 in counts) + ["the range for several"] * (max(counts) > 1)
-        intervals = f"; interval: {', '.join(words)}" if any(row.get("low") is not None for row in lines) else ""
+        intervals = f"; interval: {', '.join(words)}" if "interval" in headers else ""
         found.append(f"accuracy is on test examples, a mean over seeds{intervals}")
         if any(row.get("model") and row.get("haystack") for row in rows):
             found.append("seeds are of the haystacks: each model has the weights of one training")
@@ -48,7 +49,7 @@ def notes(task: Task, rows: Sequence[Row]) -> list[str]:
             "* longer than in training; within, beyond: mean over lengths and depths up to there and after; effective: "
             f"the longest length with at least {EFFECTIVE:g} at it and all shorter ones"
         )
-    if any(row.get("speedup") for row in lines):
+    if "vs MHA" in headers:
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
     found += _haystacks(rows)
     found += _predictions(task, lines)

@@ -133,19 +133,22 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         if "--debug" in sys.argv:
             raise
         undrawn = f"The charts could not be drawn ({type(error).__name__}: {error}); --debug shows where it happened."
+    width = WIDTH
     if as_json:
         to_stdout(lambda console: json_lines(console, rows))
     elif rows:
 
         def write(console: "Console") -> None:
-            for number, table in enumerate(tables(task, rows, min(WIDTH, console.width))):
+            nonlocal width
+            width = min(WIDTH, console.width)
+            for number, table in enumerate(tables(task, rows, width)):
                 if number:
                     console.print()
                 console.print(table)
 
         to_stdout(write)
     say(which, "dim")
-    for note in notes(task, rows):
+    for note in notes(task, rows, width):
         say(f"note: {note}", "yellow")
     if undrawn:
         say(undrawn, "yellow")
@@ -153,7 +156,7 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         done = len({row["cell"] for row in rows})
         told = f"{done} of {cells} cells are stored" if done else "no cell is finished yet"
         if any(run.path.glob(f"{CELLS}/*/*")):
-            told += ", and the checkpoint of one more"
+            told += ", and the checkpoint of one more" if done else ", but the checkpoint of one is kept"
         say(f"Interrupted: {told}. Repeat the command with --resume {run.name} to go on.", "bold")
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be scored: every row says why.")

@@ -133,6 +133,15 @@ def test_patterns_stand_side_by_side_and_undertrained_ones_in_brackets(trained):
     assert "in brackets" in notes(task, rows)[0]
 
 
+def test_columns_that_are_not_shown_are_not_explained(trained, recall):
+    make, task = trained.made_up, trained.PATTERNS
+    rows = [make(task, kind, 0.99, pattern="copy", infer_ms=1.0, infer_batch=4) for kind in ("mha", "dma")]
+    told = " ".join(notes(task, rows))
+    assert "test examples" in told and "interval" not in told and "ms:" not in told
+    shown = " ".join(notes(*recall))
+    assert "interval: Wilson" in shown and "ms: one forward" in shown
+
+
 def test_the_window_beyond_the_sequence_is_noted(trained):
     rows = [trained.made_up(trained.MQAR, "mha", 0.97)]
     rows += [trained.made_up(trained.MQAR, "dma", 0.97, window=4096, sparsity_active=False)]

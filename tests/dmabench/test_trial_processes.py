@@ -33,7 +33,7 @@ def test_ctrl_c_reaches_the_worker_which_saves_and_a_resume_goes_on_there(toys, 
     rows, manifest = toys.stored(tmp_path)
     assert (code, rows, manifest["status"]) == (130, [], "interrupted"), told
     assert (
-        "no cell is finished yet, and the checkpoint of one more" in told
+        "no cell is finished yet, but the checkpoint of one is kept" in told
         and f"--resume {manifest['run']}" in told
         and "Traceback" not in told
     )
