@@ -31,7 +31,8 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
         frame[column] = frame[column].astype(float) if column in frame else float("nan")
     figures: dict[str, Figure] = {}
     x, panel = _axes_of(frame)
-    for part in apart(task, _one_window(frame), (x, panel)):
+    # A task without widths, lengths or windows has nothing to go on the axis.
+    for part in apart(task, _one_window(frame[frame[x].notna()]), (x, panel)):
         words = shared_words(task, rows_of(part))
         figure = _figure(part, panel, x, lambda axes, chosen, x=x: _over(axes, chosen, x, []))
         dress(figure, f"{task.title}: accuracy over {_title(x)}", words, part, about)

@@ -1,6 +1,7 @@
 """What every test shares: the import path of an installed package, the `gpu` marker, the settings of hypothesis."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # `python -m pytest` puts the checkout on sys.path, where the rooms `kernels` and `tasks` would be top-level modules.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
+# A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first call of a kernel compiles it. CI draws the same examples each time: a red run can be repeated.
 settings.register_profile("dmabench", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))

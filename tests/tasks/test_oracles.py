@@ -103,7 +103,7 @@ def test_dma_is_doge(small, window):
     x, tables = torch.randn(2, 40, 32, dtype=torch.float64), rotary(40, 8)
     causal = torch.ones(40, 40, dtype=torch.bool).tril().expand(2, 1, 40, 40)
     with torch.no_grad():
-        delta = ours.delta(ours.v_proj(x).unflatten(-1, (-1, 8)).transpose(1, 2))
+        delta = ours.delta(ours.v_proj(x).unflatten(-1, (-1, 8)).transpose(1, 2), x)
     assert all(len(head.unique()) == 40 for head in delta.flatten(0, 1))
     expected, _ = theirs(x, position_embeddings=tables, attention_mask=causal)
     torch.testing.assert_close(ours(x, Step({8: tables})), expected, rtol=0, atol=1e-11)
