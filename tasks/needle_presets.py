@@ -22,7 +22,7 @@ QUICK = COMMON | {
     "train_len": 128,
     "depth": (0, 25, 50, 75, 100),
     "vocab": 256,
-    "samples": 16,
+    "samples": 10,
     "lr": 1e-2,
     "batch": 16,
     "steps": 1000,
@@ -44,7 +44,7 @@ H100 = COMMON | {
 }
 PRESETS = {
     "quick": Preset(
-        "Trained at 128, tested to 1024: a few minutes on two CPU cores, with 16 haystacks a length and depth.",
+        "Trained at 128, tested to 1024: a few minutes on two CPU cores, with 10 haystacks a length and depth.",
         (QUICK | {"extrapolate": True},),
     ),
     "h100": Preset(
