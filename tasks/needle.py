@@ -139,16 +139,7 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
     def told(done: int, cells: int) -> None:
         tools.progress(Progress("score", done, cells))
 
-    about = {
-        "validation_accuracy": trained.validation.accuracy if trained.validation else None,
-        "loss": trained.loss,
-        "trained_steps": trained.steps,  # settings hold the most steps, as `steps`
-        "tokens": trained.tokens,
-        "train_s": trained.seconds,
-        "tokens_per_s": trained.tokens_per_s,
-        "stopped": trained.stopped,
-        "haystack": "tokens",
-    }
+    about = trained.facts() | {"haystack": "tokens"}
     rows = list(score(model_at, test_data, kinds, lengths, settings["depth"], settings["samples"], told))
     by_length = {}
     for number, length in enumerate(lengths):

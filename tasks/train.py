@@ -56,6 +56,18 @@ class Trained:
     validations: list[tuple[int, float]]
     """Steps done and accuracy."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a row says of its training. `steps` is a setting, the most there may be; these are `steps_done`."""
+        return {
+            "validation_accuracy": self.validation.accuracy if self.validation else None,
+            "loss": self.loss,
+            "steps_done": self.steps,
+            "tokens": self.tokens,
+            "train_s": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+            "stopped": self.stopped,
+        }
+
 
 @dataclass
 class Past:

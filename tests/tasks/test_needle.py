@@ -55,7 +55,7 @@ def test_a_cell_has_a_row_for_each_length_kind_and_depth(tmp_path, attention):
     assert [(row["test_len"], row["kind"], row["depth"]) for row in rows] == expected
     for row in rows:
         assert row["total"] == 3 and row["correct"] == round(row["accuracy"] * 3)
-        assert row["trained_steps"] == 3 and row["tokens"] == 3 * 4 * 48 and row["stopped"] == "finished"
+        assert row["steps_done"] == 3 and row["tokens"] == 3 * 4 * 48 and row["stopped"] == "finished"
         assert 0 <= row["validation_accuracy"] <= 1 and math.isfinite(row["loss"]) and row["train_s"] > 0
         assert row["sparsity_active"] == (attention not in ("mha", "mla"))
         if attention != "nsa":  # whose branches overlap where a window is so small
@@ -124,7 +124,7 @@ def test_inference_is_timed_once_a_length(tmp_path):
 def test_needles_are_learned_and_training_stops(tmp_path):
     given = {"kind": "single", "d_model": "32", "steps": "600", "batch": "16", "lr": "1e-2", "vocab": "128"}
     rows = run(tmp_path, **given, samples=32, stop_at=0.98)
-    assert rows[0]["stopped"] == "early" and rows[0]["trained_steps"] < 600
+    assert rows[0]["stopped"] == "early" and rows[0]["steps_done"] < 600
     assert rows[0]["validation_accuracy"] >= 0.98
     assert rows[0]["within"] >= TASK.control
 
