@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmabench.chart_style import COLOURS
 from dmabench.controls import judged
-from dmabench.task_chart_parts import apart, dress, rows_of, stem_of
+from dmabench.task_chart_parts import apart, dress, legend_beside, rows_of, stem_of
 from dmabench.task_layout import length, shared_words
 from dmabench.tasks.task import Task
 
@@ -79,14 +79,7 @@ def _scores(rows: Sequence[Row], score: str) -> "Figure":
     axes.grid(True, axis="x", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("loss (test, nats a token)" if score == "test_loss" else "accuracy (test)", fontsize=7)
-    axes.legend(
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-        fontsize=7,
-        title="tested with",
-        title_fontsize=7,
-    )
+    legend_beside(axes, title="tested with")
     return figure
 
 
@@ -118,7 +111,7 @@ def _masks(rows: Sequence[Row]) -> "Figure":
             axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(-0.03, 1.03)
-            axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
+            legend_beside(axes)
     return figure
 
 

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from dmabench.finding import Finding, Outcome, Rule, Terms, unanimous
-from dmabench.gaps import Gap
+from dmabench.gaps import Gap, against_best
 from dmabench.intervals import Estimate
 from dmabench.scaling_fit import SIZES, over_documents, slope_weights
 from dmabench.trained_models import Model, Setting, asked, at, best, rivals_of, shared_seeds, task_of, wanted
@@ -24,18 +24,7 @@ def judge_loss_lead(rule: Rule, terms: Terms, rows: list[dict[str, Any]]) -> Fin
         if why := setting.left_out or _too_short(rule, setting):
             left_out.append(at(setting, why))
             continue
-        rival = best(setting.model, rivals_of(setting), _minus_loss)
-        missing = [name for name, models in setting.others.items() if not models]
-        if rival is None:
-            outcomes.append(Outcome("NO_ROWS", at(setting, f"not measured: {', '.join(missing) or 'a seed of both'}")))
-            continue
-        gap = Gap({seed: loss_lead({0.0: (setting.model, rival)}, seed) for seed in shared_seeds(setting.model, rival)})
-        verdict, told = gap.judge(terms.margin, terms.margin, terms.seeds)
-        told += f" against {rival.name}"
-        # What is behind one rival is behind the best of all; to be ahead of the best, all must have been measured.
-        if missing and verdict != "FAILS":
-            verdict, told = "NO_ROWS", f"not measured: {', '.join(missing)} ({told})"
-        outcomes.append(Outcome(verdict, at(setting, told)))
+        outcomes.append(against_best(setting, _minus_loss, _loss_gap, terms.margin, terms.seeds))
     return unanimous(outcomes, left_out, wanted(rule))
 
 
@@ -80,6 +69,10 @@ def judge_loss_lead_growth(rule: Rule, terms: Terms, rows: list[dict[str, Any]])
             verdict, told = "NOT_SEPARATED", f"not measured: {', '.join(missing)} ({told})"
         outcomes.append(Outcome(verdict, told))
     return unanimous(outcomes, left_out, wanted(rule))
+
+
+def _loss_gap(model: Model, rival: Model) -> Gap:
+    return Gap({seed: loss_lead({0.0: (model, rival)}, seed) for seed in shared_seeds(model, rival)})
 
 
 def _too_short(rule: Rule, setting: Setting) -> str | None:

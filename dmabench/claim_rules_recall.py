@@ -7,10 +7,11 @@ is NOT_SEPARATED else. Settings without a sound control are left out and named.
 from typing import Any
 
 from dmabench.finding import Finding, Outcome, Rule, Terms, unanimous
-from dmabench.gaps import Gap, accuracy_gap
+from dmabench.gaps import Gap, accuracy_gap, against_best
 from dmabench.intervals import Estimate, difference
 from dmabench.task_layout import length
 from dmabench.trained_models import (
+    Model,
     Row,
     Setting,
     asked,
@@ -30,29 +31,23 @@ def judge_lead(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
     `not_behind`: against -margin. `behind`: the others' lead is judged instead. `wilson: false`: over seeds alone.
     `sparse`: settings in which the window is no shorter than the sequence are left out.
     """
+    threshold = -terms.margin if rule.get("not_behind") else terms.margin
+
+    def gap_of(model: Model, rival: Model) -> Gap:
+        gap = accuracy_gap(model, rival).seeds
+        if rule.get("behind"):
+            gap = {seed: Estimate(-one.value, -one.high, -one.low) for seed, one in gap.items()}
+        if not rule.get("wilson", True):
+            gap = {seed: Estimate(one.value, one.value, one.value) for seed, one in gap.items()}
+        return Gap(gap)
+
     task = task_of(rule)
     outcomes, left_out = [], []
     for setting in asked(task, rule, rows):
         if why := setting.left_out or (nothing_sparse(setting) if rule.get("sparse") else None):
             left_out.append(at(setting, why))
             continue
-        rival = best(setting.model, rivals_of(setting), mean_accuracy)
-        missing = [name for name, models in setting.others.items() if not models]
-        if rival is None:
-            outcomes.append(Outcome("NO_ROWS", at(setting, f"not measured: {', '.join(missing) or 'a seed of both'}")))
-            continue
-        gap = accuracy_gap(setting.model, rival)
-        if rule.get("behind"):
-            gap = Gap({seed: Estimate(-one.value, -one.high, -one.low) for seed, one in gap.seeds.items()})
-        threshold = -terms.margin if rule.get("not_behind") else terms.margin
-        if not rule.get("wilson", True):
-            gap = Gap({seed: Estimate(one.value, one.value, one.value) for seed, one in gap.seeds.items()})
-        verdict, told = gap.judge(threshold, threshold, terms.seeds)
-        told += f" against {rival.name}"
-        # What is behind one rival is behind the best of all; to be ahead of the best, all must have been measured.
-        if missing and verdict != "FAILS":
-            verdict, told = "NO_ROWS", f"not measured: {', '.join(missing)} ({told})"
-        outcomes.append(Outcome(verdict, at(setting, told)))
+        outcomes.append(against_best(setting, mean_accuracy, gap_of, threshold, terms.seeds))
     return unanimous(outcomes, left_out, wanted(rule))
 
 

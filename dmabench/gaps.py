@@ -1,9 +1,11 @@
 """Differences between models trained with the same seeds."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dmabench.finding import Outcome
 from dmabench.intervals import Estimate, difference, t_interval, wilson
-from dmabench.trained_models import Model, counts, shared_seeds
+from dmabench.trained_models import Model, Setting, at, best, counts, rivals_of, shared_seeds
 
 
 class Gap(NamedTuple):
@@ -35,3 +37,27 @@ def accuracy_gap(one: Model, other: Model) -> Gap:
             for seed in shared_seeds(one, other)
         }
     )
+
+
+def against_best(
+    setting: Setting,
+    score: Callable[[Model, list[Any]], float | None],
+    gap_of: Callable[[Model, Model], Gap],
+    threshold: float,
+    least: int,
+) -> Outcome:
+    """The gap of a setting's model to the best of the others, by `score`: above the threshold to hold, below to fail.
+
+    Args:
+        least: seeds that a verdict needs.
+    """
+    rival = best(setting.model, rivals_of(setting), score)
+    missing = [name for name, models in setting.others.items() if not models]
+    if rival is None:
+        return Outcome("NO_ROWS", at(setting, f"not measured: {', '.join(missing) or 'a seed of both'}"))
+    verdict, told = gap_of(setting.model, rival).judge(threshold, threshold, least)
+    told += f" against {rival.name}"
+    # What is behind one rival is behind the best of all; to be ahead of the best, all must have been measured.
+    if missing and verdict != "FAILS":
+        verdict, told = "NO_ROWS", f"not measured: {', '.join(missing)} ({told})"
+    return Outcome(verdict, at(setting, told))

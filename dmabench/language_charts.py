@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dmabench.controls import judged
-from dmabench.task_chart_parts import apart, dress, look, rows_of, stem_of
+from dmabench.task_chart_parts import apart, dress, legend_beside, look, rows_of, stem_of
 from dmabench.task_layout import length, name_of, place, shared_words
 from dmabench.tasks.task import Task
 
@@ -56,5 +56,5 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     axes.set_xticks(places, [f"{length(start)}+" for start in starts])
     axes.set_xlabel("first position of each part of a sequence", fontsize=7)
     axes.set_ylabel("bits per byte (test)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
+    legend_beside(axes)
     return figure

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmabench.chart_labels import Label, label_ends
 from dmabench.controls import UNDERTRAINED
-from dmabench.task_chart_parts import HATCH, HATCHED, apart, dress, look, rows_of, stem_of
+from dmabench.task_chart_parts import HATCH, HATCHED, apart, dress, legend_beside, look, rows_of, stem_of
 from dmabench.task_layout import HEADERS, length, name_of, place, shared_words
 from dmabench.task_summary import summaries
 from dmabench.tasks.task import Task
@@ -107,7 +107,7 @@ def _figure(frame: "pandas.DataFrame", panel: str, x: str, draw_panel: Any) -> "
         if number == len(values) - 1 and labels:
             label_ends(axes, labels)
         elif number == len(values) - 1:
-            axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=7)
+            legend_beside(axes)
     return figure
 
 

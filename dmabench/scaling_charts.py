@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmabench.scaling_fit import Point
 from dmabench.scaling_summary import MEASURES, SUBJECT, fits_of, leads_of, lines_of, points_of, told
-from dmabench.task_chart_parts import apart, dress, look, rows_of, stem_of
+from dmabench.task_chart_parts import apart, dress, legend_beside, look, rows_of, stem_of
 from dmabench.task_layout import shared_words
 from dmabench.tasks.task import Task
 
@@ -88,14 +88,7 @@ def _leads(task: Task, rows: Sequence[Row]) -> "Figure":
         _points(axes, points, {**style, "linestyle": "none"}, label)
     _dress_axes(axes, MEASURES["parameters"])
     axes.set_ylabel("nats a token", fontsize=7)
-    axes.legend(
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-        fontsize=6.5,
-        title="slope over log size (95%)",
-        title_fontsize=6.5,
-    )
+    legend_beside(axes, 6.5, "slope over log size (95%)")
     return figure
 
 

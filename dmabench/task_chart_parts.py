@@ -39,6 +39,13 @@ def look(attention: str, number: int = 0) -> dict[str, Any]:
     }
 
 
+def legend_beside(axes: "Axes", size: float = 7, title: str | None = None) -> None:
+    """A legend on the right of the axes, where it covers nothing."""
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=size, title=title, title_fontsize=size
+    )
+
+
 def dress(
     figure: "Figure",
     title: str,

@@ -104,16 +104,8 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
 def _training(learned: Learned) -> Row:
     last = learned.last
     assert last.validation is not None
-    return {
-        "validation_loss": last.validation.loss,
-        "validation_accuracy": last.validation.accuracy,
-        "loss": last.loss,
-        "steps_done": last.steps,
-        "trained_tokens": last.tokens,
-        "train_s": last.seconds,
-        "tokens_per_s": last.tokens_per_s,
-        "stopped": last.stopped,
-    }
+    facts = last.facts()
+    return {"validation_loss": last.validation.loss, "trained_tokens": facts.pop("tokens"), **facts}
 
 
 def _masks(learned: Learned, own: Settings) -> Row:

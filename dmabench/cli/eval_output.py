@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmabench.cli.eval_input import Asked
-from dmabench.cli.output import exit_code, json_lines, say, to_stdout
+from dmabench.cli.output import exit_code, json_lines, progress_bars, say, to_stdout
 from dmabench.errors import Refusal
 from dmabench.eval_cells import EvalCell
 from dmabench.eval_tables import ASKED, BESIDE, SCORES, audits, beside_paper, notes, scores, table
@@ -101,27 +101,9 @@ def _examples(task: str, where: str, folder: Path | None) -> int | None:
 @contextmanager
 def progress_bar(cells: list[EvalCell], shown: bool) -> Iterator[tuple[Told, Callable[[int], None]]]:
     """A bar on stderr over the cells, with how far the one that runs is: functions to tell it, and to count cells."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import TimeRemainingColumn
 
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (shown and console.is_terminal),
-        transient=True,
-    )
+    progress = progress_bars(TimeRemainingColumn(), shown=shown)
     with progress:
         whole = progress.add_task("tasks", total=len(cells))
         current = progress.add_task("starting", total=None)

@@ -18,7 +18,7 @@ from dmabench.cli.kernels_input import (
     settings_blocks,
 )
 from dmabench.cli.kernels_output import print_cells, print_run
-from dmabench.cli.output import exit_code
+from dmabench.cli.output import exit_code, progress_bars
 from dmabench.errors import Refusal
 from dmabench.presets import PRESETS
 
@@ -135,9 +135,6 @@ def _measure(
     cell_timeout: float,
 ) -> tuple[Any, bool]:
     """Measure what a resumed run has not; (run, interrupted). Rows of a shape are on disk before the next shape."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from dmabench import environment
     from dmabench.isolation import Worker
     from dmabench.runs import Run, find_run, results_root
@@ -149,16 +146,7 @@ def _measure(
     else:
         run = Run.resume(find_run(root, resume), "kernels", settings, found)
     done = run.done()
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
+    progress = progress_bars()
     # A scheduler's end of time is a Ctrl-C: the manifest says "interrupted", and --resume goes on.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

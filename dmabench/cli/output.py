@@ -10,6 +10,7 @@ from dmabench.rows import FAILURES
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 Row = dict[str, Any]
 WIDTH = 100
@@ -53,3 +54,13 @@ def to_stdout(write: "Callable[[Console], None]") -> None:
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def progress_bars(*further: "ProgressColumn", shown: bool = True) -> "Progress":
+    """Bars on stderr that count cells, and nothing where it is no terminal or they are not to be `shown`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *further)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
