@@ -40,16 +40,22 @@ def step(model, ids):
     return loss.detach(), {name: parameter.grad.float() for name, parameter in model.named_parameters()}
 
 
-def assert_near(gradients, expected, tolerance):
+def assert_near(gradients, expected, tolerance, tolerance_of_A=None):
     assert list(gradients) == list(expected)
     for name, gradient in gradients.items():
         off = (gradient - expected[name]).norm() / (expected[name].norm() + 1e-12)
-        assert off < tolerance, f"{name}: {off:.3f}"
+        bound = tolerance_of_A if tolerance_of_A and name.endswith("self_attn.A") else tolerance
+        assert off < bound, f"{name}: {off:.3f}"
 
 
 def dma_backends():
     return [
-        b.name for b in registry.backends() if b.function == "dma" and "bwd" in b.passes and not b.unavailable("cuda")
+        b.name
+        for b in registry.backends()
+        if b.function == "dma"
+        and "bwd" in b.passes
+        and not b.unavailable("cuda")
+        and b.name != "sdpa-masked"  # refuses a backward in half precision
     ]
 
 
@@ -66,7 +72,9 @@ def test_training_step_in_bf16(attention):
 
 # Selection is discrete: where hidden states differ in the last bit of bf16, later layers choose other keys, and the
 # gradient of A, two numbers, differs by a quarter (seen on an H100, torch 2.11). So each number is compared where all
-# choose alike: in one layer, whose input is the same, and with a window that takes in every key.
+# choose alike: in one layer, whose input is the same, and with a window that takes in every key. The gradient of A is a
+# sum over all tokens of both signs, two numbers near zero: bf16 was seen to move it by 0.14 (H100), that of W_dt by less
+# than 0.1. Its formula is tested in float64 in test_model.py.
 @pytest.mark.parametrize("same_choice", [{"num_hidden_layers": 1}, {"window": LENGTH}], ids=str)
 def test_every_dma_backend_gives_the_same_step(same_choice):
     names = dma_backends()
@@ -78,7 +86,7 @@ def test_every_dma_backend_gives_the_same_step(same_choice):
         model.config.dma_backend = name
         other_loss, other = step(model, ids)
         torch.testing.assert_close(other_loss, loss, rtol=0.01, atol=0)
-        assert_near(other, gradients, 0.1)
+        assert_near(other, gradients, 0.1, tolerance_of_A=0.3)
 
 
 @pytest.mark.parametrize(("attention", "window"), [*((kind, 256) for kind in KINDS), ("dma", LENGTH)])
