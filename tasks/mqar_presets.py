@@ -72,10 +72,10 @@ PRESETS = {
     # 33 million tokens a cell at most, about a minute at 0.5 million a second. Steps and learning rate are the same in
     # all blocks: a cell without a control of its own settings says nothing.
     "h100": Preset(
-        "512 pairs in 2k to 8k tokens, 128 in 1k, five attentions; DMA and a window from 1/4 to 4 keys a pair",
+        "512 pairs in 2k to 8k tokens, 128 in 1k, five attentions, three seeds; windows of 1/4 to 4 keys a pair",
         (
-            {**HARD, "attention": ALL, "seqlen": "2k,4k,8k"},
-            {**SHORT, "attention": ALL, "window": 512},
+            {**HARD, "attention": ALL, "seqlen": "2k,4k,8k", "seed": "0,1,2"},
+            {**SHORT, "attention": ALL, "window": 512, "seed": "0,1,2"},
             {**HARD, "attention": "swa,dma", "seqlen": "4k", "window": "128,256,1k,2k"},
             {**SHORT, "attention": "swa,dma", "window": "32,64,128,256"},
             {**HARD, "attention": "mla", "seqlen": "2k", "mla_latent": "16,64"},

@@ -48,8 +48,12 @@ PRESETS = {
         (QUICK | {"extrapolate": True},),
     ),
     "h100": Preset(
-        "Trained at 1k, tested to 16k, with each sort of positions: at most two minutes a cell on an H100.",
-        (H100 | {"test_len": "1k:16k:x2", "positions": "rope,yarn,none"},),
+        "Trained at 1k, tested to 16k, with each sort of positions, three seeds of rope: at most two minutes a cell on "
+        "an H100.",
+        (
+            H100 | {"test_len": "1k:16k:x2", "seed": "0,1,2"},
+            H100 | {"test_len": "1k:16k:x2", "positions": "yarn,none"},
+        ),
     ),
     "paper": Preset(
         "The lengths and depths of Fig. 8 of arXiv 2508.02124 v6 (trained at 8k), with the width, heads and window of "

@@ -58,8 +58,9 @@ PRESETS = {
         ({**CPU, "window": 16}, {**CPU, **NARROW, "window": 4}),
     ),
     "h100": Preset(
-        "64 tokens or pairs in 256 to 512 tokens, windows of a quarter to thrice as many: at most two minutes a cell",
-        ({**CUDA, "window": 128}, {**CUDA, **NARROW, "window": "16,32,64,192"}),
+        "64 tokens or pairs in 256 to 512 tokens, three seeds; windows of a quarter to thrice as many: at most two "
+        "minutes a cell",
+        ({**CUDA, "window": 128, "seed": "0,1,2"}, {**CUDA, **NARROW, "window": "16,32,64,192"}),
     ),
     "paper": Preset(
         "512 tokens or pairs in 2048 to 4096 tokens with the paper's window of 512, and others; three seeds; a day",
