@@ -25,6 +25,8 @@ class Samples:
     gpu_ms: list[float] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
+    turns: list[int] = field(default_factory=list)
+    """How many samples each turn took: those of one turn resemble each other more than those of different turns."""
     stopped: str = "cap"
     """Why sampling ended: "steady", "spread is stable" or "cap"."""
     spent_s: float = 0.0
@@ -103,6 +105,7 @@ def _one_turn(subject: Timed, samples: Samples, clock: CpuClock | CudaClock, tur
         clock.synchronize()
         slow = time.perf_counter() - start > SLOW_S
     until = time.perf_counter() + turn_s
+    before = len(samples.main)
     calls: dict[str, Callable[[], Any]] = {"": subject.region, **subject.parts()}
     if not slow:
         for call in calls.values():
@@ -122,6 +125,7 @@ def _one_turn(subject: Timed, samples: Samples, clock: CpuClock | CudaClock, tur
                 wall = clock.wall_ms(call)
                 (samples.parts.setdefault(name, []) if name else samples.wall_ms).append(wall)
         if time.perf_counter() >= until:
+            samples.turns.append(len(samples.main) - before)
             return
 
 

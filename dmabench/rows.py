@@ -93,7 +93,8 @@ def success(cell: Cell, samples: Any, facts: dict[str, Any], work: dict[str, Any
         "executed_tflops": work["executed_flops"] / kernel_s * 1e-12,
         "roof_percent": 100 * floor_s / kernel_s,
     }
-    raw = {"cell": cell.id, "gpu_ms": samples.gpu_ms, "wall_ms": samples.wall_ms, **samples.parts}
+    times = {"gpu_ms": samples.gpu_ms, "wall_ms": samples.wall_ms, **samples.parts}
+    raw = {"cell": cell.id, "turns": samples.turns, **times}
     return row, raw
 
 

@@ -85,7 +85,8 @@ def test_slow_calls_are_warmed_up_once(ms, calls):
 def test_subjects_take_turns():
     log: list[str] = []
     subjects = {name: FakeSubject(name, log) for name in "abc"}
-    _, begun, _ = _run(subjects, iter(lambda: 1.0, None))
+    samples, begun, _ = _run(subjects, iter(lambda: 1.0, None))
+    assert all(one.turns == [1] * len(one.wall_ms) for one in samples.values())
     rounds = [set(begun[n : n + 3]) for n in range(0, len(begun) - 2, 3)]
     assert rounds and all(turn == set("abc") for turn in rounds)
     assert all(subject.readied == 0 for subject in subjects.values())
