@@ -33,7 +33,7 @@ def eval_section(
         "task": COMMAND,
         **about_run(name, manifest, damaged),
         "notes": notes(rows, p_values) if rows else ["no task was scored"],
-        "tables": _tables(rows, p_values),
+        "tables": tables(rows, p_values),
         "charts": [],
         "no_charts": None,
     }
@@ -46,7 +46,8 @@ def eval_group(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return words | {"runs": mine, "commands": COMMANDS}
 
 
-def _tables(rows: list[Row], p_values: dict[Any, float]) -> list[dict[str, Any]]:
+def tables(rows: list[Row], p_values: dict[Any, float]) -> list[dict[str, Any]]:
+    """Scores, what the examples asked, and the paper's scores beside ours; those that have a line."""
     headers, cells = scores(rows, p_values)
     found = [table(SCORES, headers, cells, [_state(line[4:]) for line in cells], (*headers[:1], "metric"))]
     headers, cells = audits(rows)

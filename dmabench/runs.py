@@ -13,10 +13,9 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmabench import environment as environment_module
 from dmabench.errors import Refusal
@@ -33,12 +32,10 @@ from dmabench.run_folder import (
     write_manifest,
 )
 
-if TYPE_CHECKING:
-    import pandas
-
-__all__ = ["Run", "find_run", "list_runs", "load_runs", "read_manifest", "read_rows", "results_root", "run_paths"]
+__all__ = ["Run", "find_run", "read_manifest", "read_rows", "results_root", "run_paths"]
 
 STATUSES = ("running", "finished", "interrupted")
+REFERENCE = "reference"
 
 
 def results_root(option: str | None, create: bool = True) -> Path:
@@ -183,26 +180,6 @@ class Run:
         write_manifest(self.path, self.manifest)
 
 
-def load_runs(paths: Iterable[Path]) -> "pandas.DataFrame":
-    """Rows of several runs in one frame, with columns `run`, `device`, and `commit` and `versions` of the manifest.
-
-    Nothing is averaged. `frame.attrs["problems"]` lists the lines that were skipped.
-    """
-    import pandas
-
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for path in paths:
-        manifest = read_manifest(path)
-        found, damaged = read_rows(path)
-        about = provenance(manifest)
-        rows += [{**row, "run": row.get("run") or path.name, **about} for row in found]
-        problems += damaged
-    frame = pandas.DataFrame(rows)
-    frame.attrs["problems"] = problems
-    return frame
-
-
 def provenance(manifest: dict[str, Any]) -> dict[str, str]:
     """{"commit": sha7 with "-dirty" behind it, "versions": "torch 2.11.0, triton 3.6.0"} of a run."""
     environment = manifest.get("environment") or {}
@@ -216,21 +193,20 @@ def provenance(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def run_paths(root: Path) -> list[Path]:
-    """The run folders under root, oldest first (a folder counts when it has a manifest)."""
-    try:
-        found = [path for path in root.iterdir() if (path / MANIFEST).is_file()]
-    except OSError:
-        return []
+    """The run folders anywhere under root, or root itself, oldest first. A folder counts when it has a manifest; those
+    in a folder named `reference` below root do not, so that nobody's own runs mix with the ones of the repository."""
+    found = []
+    for folder, below, files in os.walk(root):
+        if MANIFEST in files:
+            found.append(Path(folder))
+            below.clear()  # a run holds checkpoints, but no runs
+        else:
+            below[:] = [name for name in below if name != REFERENCE and not name.startswith(".")]
     return sorted(found, key=lambda path: (_started(path), path.name))
 
 
-def list_runs(root: Path) -> list[dict[str, Any]]:
-    """One dict a run, oldest first: name, command, started, status, rows, device. Damaged ones are listed too."""
-    return [_summary(path) for path in run_paths(root)]
-
-
 def find_run(root: Path, name: str) -> Path:
-    """The folder of a run named by its path, its name under root, or `latest`.
+    """The folder of a run named by its path, its name anywhere under root, or `latest`.
 
     Raises Refusal for an unknown name, offering the nearest.
     """
@@ -239,7 +215,8 @@ def find_run(root: Path, name: str) -> Path:
         if known:
             return known[-1]
         raise Refusal(f"there is no run under {root} yet: make one with `dmabench kernels --quick`.")
-    for path in (root / name, Path(name).expanduser()):
+    named = [path for path in known if path.name == name]
+    for path in (root / name, *named[-1:], Path(name).expanduser()):
         if (path / MANIFEST).is_file():
             return path
     near = difflib.get_close_matches(name, [path.name for path in known], n=1, cutoff=0.3)
@@ -301,22 +278,3 @@ def _started(path: Path) -> str:
         return str(read_manifest(path).get("started") or "")
     except Refusal:
         return path.name
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        manifest = read_manifest(path)
-        rows, problems = read_rows(path)
-    except Refusal as refusal:
-        blank = {"name": path.name, "command": None, "started": None}
-        return blank | {"status": f"unreadable: {refusal}", "rows": None, "device": None}
-    status = str(manifest.get("status"))
-    device = environment_module.device_name(manifest.get("environment") or {})
-    return {
-        "name": path.name,
-        "command": manifest.get("command"),
-        "started": manifest.get("started"),
-        "status": f"{status} ({len(problems)} damaged)" if problems else status,
-        "rows": len(rows),
-        "device": next((row["device"] for row in rows if row.get("device")), device),
-    }

@@ -1,6 +1,6 @@
 """Rows of `dmabench kernels` as tables for a terminal, a README and pandas. No table without its lints (lints.py)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmabench.lints import lints
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-__all__ = ["add_speedups", "kernels_frame", "kernels_table", "lints", "markdown_table"]
+__all__ = ["add_speedups", "kernels_frame", "kernels_table", "lints", "markdown_lines", "markdown_table"]
 
 Row = dict[str, Any]
 
@@ -85,14 +85,19 @@ def wrapped(parts: list[str], width: int) -> str:
 def markdown_table(rows: Iterable[Row]) -> str:
     """The same table in Markdown, for a README: caption, table, notes."""
     shown = layout(list(rows), width=None)
-    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in shown.cells]
-    lines = [
-        "| " + " | ".join(shown.headers) + " |",
-        "| " + " | ".join("---" if header in WORDS else "---:" for header in shown.headers) + " |",
-        *("| " + " | ".join(cells) + " |" for cells in escaped),
-    ]
+    lines = markdown_lines(shown.headers, shown.cells, WORDS)
     notes = [f"- {note}" for note in shown.notes]
-    return "\n".join([shown.caption, "", *lines, *(["", *notes] if notes else [])]) + "\n"
+    return "\n".join([shown.caption, "", lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def markdown_lines(headers: Sequence[str], cells: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """A table in Markdown; columns whose header is in `words` are set left, the others right."""
+
+    def line(texts: Iterable[str]) -> str:
+        return "| " + " | ".join(" ".join(text.replace("|", "\\|").split()) for text in texts) + " |"
+
+    sides = ["---" if header in words else "---:" for header in headers]
+    return "\n".join([line(headers), line(sides), *map(line, cells)])
 
 
 def kernels_frame(rows: Iterable[Row]) -> "pandas.DataFrame":

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from dmabench import runs
+from dmabench.cli.list_runs import print_runs
 from dmabench.errors import Refusal
+from dmabench.run_list import list_runs
 
 HELP = """List what there is: backends, models, runs, tasks, claims or presets.
 
@@ -37,9 +39,8 @@ class What(StrEnum):
     presets = "presets"
 
 
-# The table leaves out what would make it too wide for a terminal; --json has it all. A run's name says its start.
+# The table leaves out what would make it too wide for a terminal; --json has it all.
 LEFT_OUT = {
-    What.runs: ("command", "started"),
     What.claims: ("source",),
     What.models: ("window",),
     What.tasks: ("axes",),
@@ -69,13 +70,12 @@ def list_things(
     found, empty = makers[what]()
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    elif found and what is What.runs:
+        print_runs(found)
     elif found:
         shown = [{key: value for key, value in one.items() if key not in LEFT_OUT.get(what, ())} for one in found]
         forms = {What.models: _in_millions, What.presets: _as_typed}
         _print(forms[what](shown) if what in forms else shown)
-        for one in found if what is What.runs else ():
-            if one["status"].startswith("unreadable: "):
-                typer.echo(one["status"], err=True)
     if not found:
         typer.echo(empty, err=True)
 
@@ -123,9 +123,7 @@ def _in_millions(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _runs(results: str | None) -> tuple[list[dict[str, Any]], str]:
     root = runs.results_root(results, create=False)
-    # Seconds are enough to read; the manifest keeps the rest.
-    listed = [{**one, "started": (one["started"] or "")[:19] or None} for one in runs.list_runs(root)]
-    return listed, f"No run under {root} yet: make one with `dmabench kernels --quick`."
+    return list_runs(root), f"No run under {root} yet: make one with `dmabench kernels --quick`."
 
 
 def _claims() -> list[dict[str, Any]]:
@@ -203,9 +201,7 @@ def _print(found: list[dict[str, Any]]) -> None:
         # The first column is what people copy: it is never cut.
         table.add_column(column, no_wrap=number == 0, overflow="fold")
     for one in found:
-        # An unreadable run says why under the table.
-        texts = (_text(one.get(column)) for column in columns)
-        table.add_row(*(Text("unreadable" if text.startswith("unreadable: ") else text) for text in texts))
+        table.add_row(*(Text(_text(one.get(column))) for column in columns))
     Console(soft_wrap=False).print(table)
 
 

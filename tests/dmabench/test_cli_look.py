@@ -4,19 +4,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dmabench.cli import doctor, listing, report
+from dmabench.cli import doctor, env, listing, report
 from dmabench.errors import Refusal
+
+STATE = {"memory_mhz": 2619.0, "temperature_c": 40.0, "power_w": 700.0, "reasons": ["sw_power_cap"]}
 
 
 @pytest.fixture
 def call():
     app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
-    for command in (report, listing, doctor):
+    for command in (report, listing, doctor, env):
         command.add_to(app)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.mark.parametrize("command", ["report", "list", "doctor"])
+@pytest.mark.parametrize("command", ["report", "list", "doctor", "env"])
 def test_help_has_three_examples(call, command):
     result = call(command, "--help")
     assert result.exit_code == 0 and result.stdout.count(f"dmabench {command}") >= 3
@@ -55,15 +57,48 @@ def test_list_runs(call, stored, tmp_path):
     (listed,) = json.loads(call("list", "runs", "--results", root, "--json").stdout)
     assert listed == {
         "name": path.name,
+        "folder": ".",
         "command": "kernels",
         "started": listed["started"],
-        "status": "finished",
-        "rows": 16,
+        "commit": "0123456",
         "device": "NVIDIA H100 80GB HBM3",
+        "status": "finished",
+        "damaged": 0,
+        "rows": 16,
+        "statuses": {"PASSED": 13, "OUT_OF_MEMORY": 2, "UNSUPPORTED": 1},
     }
     empty = call("list", "runs", "--results", tmp_path / "none", "--json")
     assert json.loads(empty.stdout) == [] and "--quick" in empty.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_list_runs_names_folders_what_is_damaged_and_what_cannot_be_read(call, stored, monkeypatch):
+    root, path = stored
+    with open(path / "rows.jsonl", "a") as file:
+        file.write("{")
+    newer = root / "other" / "20250101T000000Z-mqar-nogit"
+    newer.mkdir(parents=True)
+    (newer / "manifest.json").write_text('{"schema": 99}')
+    assert max(map(len, call("list", "runs", "--results", root).stdout.splitlines())) <= 100
+    monkeypatch.setenv("COLUMNS", "150")
+    result = call("list", "runs", "--results", root)
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "other/" in lines and f"{newer.name} unreadable" in lines
+    (line,) = (line for line in lines if line.startswith(path.name))
+    assert "finished, 1 damaged" in line and "13 PASSED, 2 OUT_OF_MEMORY" in line
+    assert "written by a newer dmabench" in result.stderr
+
+
+def test_env_is_what_a_manifest_records(call, monkeypatch, environment):
+    monkeypatch.setattr(env.environment, "describe", lambda more: environment)
+    monkeypatch.setattr(env.environment, "gpu_state", lambda: [{"sm_mhz": 1980.0, "throttled": True, **STATE}])
+    monkeypatch.setenv("DMABENCH_RESULTS", "/" + "home/somebody/results")
+    found = json.loads(call("env", "--json").stdout)
+    assert {name: found[name] for name in environment} == environment
+    assert found["device"] == "NVIDIA H100 80GB HBM3" and found["variables"]["DMABENCH_RESULTS"] == "results"
+    lines = dict(line.split("  ", 1) for line in call("env").stdout.splitlines())
+    assert lines["commit"].strip() == environment["git"]["sha"] and "slowed down" in lines["GPU 0 now"]
+    assert "81559 MiB, driver 580.1" in lines["GPU 0"]
 
 
 def test_list_claims_presets_and_tasks(call):

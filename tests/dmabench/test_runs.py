@@ -5,6 +5,7 @@ import pytest
 from dmabench import runs
 from dmabench.errors import Refusal
 from dmabench.run_folder import plain
+from dmabench.run_list import list_runs
 
 HOME = "/" + "home"  # in pieces: no path of a machine stands in the tree
 
@@ -99,7 +100,7 @@ def test_a_damaged_manifest_is_refused_but_listed(tmp_path, run, content):
     (run.path / "manifest.json").write_text(content)
     with pytest.raises(Refusal, match=r"manifest\.json"):
         runs.read_rows(run.path)
-    assert runs.list_runs(tmp_path)[0]["status"].startswith("unreadable")
+    assert list_runs(tmp_path)[0]["status"].startswith("unreadable")
 
 
 def test_a_folder_without_manifest_is_no_run(tmp_path):
@@ -178,21 +179,19 @@ def test_find_run_by_name_path_and_latest(tmp_path, run, environment):
     assert runs.find_run(tmp_path, "latest") == second.path
 
 
+def test_runs_are_found_in_folders_of_the_root_but_not_among_the_reference(tmp_path, environment):
+    deep = runs.Run.start(tmp_path / "h100" / "kernels", "kernels", [], {}, environment)
+    kept = runs.Run.start(tmp_path / "reference" / "h100", "kernels", [], {}, environment)
+    (deep.path / "cells" / "saved").mkdir(parents=True)
+    (deep.path / "cells" / "saved" / "manifest.json").write_text("{}")
+    assert runs.run_paths(tmp_path) == [deep.path]
+    assert runs.run_paths(tmp_path / "reference") == [kept.path] == runs.run_paths(kept.path)
+    assert runs.find_run(tmp_path, deep.name) == deep.path
+    assert runs.run_paths(tmp_path / "none") == []
+
+
 def test_find_run_offers_the_nearest_name(tmp_path, run):
     with pytest.raises(Refusal, match=f"did you mean {run.name}"):
         runs.find_run(tmp_path, run.name[:-2])
     with pytest.raises(Refusal, match="there is no run under"):
         runs.find_run(tmp_path / "empty", "latest")
-
-
-def test_load_runs_keeps_runs_apart(stored):
-    root, path = stored
-    with open(path / "rows.jsonl", "a") as file:
-        file.write("{")
-    frame = runs.load_runs(runs.run_paths(root))
-    assert set(frame["run"]) == {path.name}
-    assert set(frame["device"]) == {"NVIDIA H100 80GB HBM3"}
-    assert set(frame["commit"]) == {"0123456"}
-    assert len(frame.attrs["problems"]) == 1
-    listed = runs.list_runs(root)[0]
-    assert listed["rows"] == len(frame) and listed["status"] == "finished (1 damaged)"

@@ -1,0 +1,77 @@
+"""The tables of stored runs, with the sentences that belong under them, in Markdown."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmabench.environment import device_name
+from dmabench.lints import lints
+from dmabench.run_folder import read_manifest, read_rows, read_samples
+from dmabench.runs import provenance
+from dmabench.speedups import add_speedups
+from dmabench.tables import markdown_lines, markdown_table
+
+Row = dict[str, Any]
+
+
+def markdown(paths: Sequence[Path]) -> str:
+    """A heading, the tables and the notes of each run.
+
+    Raises:
+        Refusal: a run cannot be read.
+    """
+    return "\n".join(_run(path) for path in paths)
+
+
+def _run(path: Path) -> str:
+    from dmabench.report_eval import is_eval_run
+    from dmabench.report_tasks import is_task_run
+
+    manifest = read_manifest(path)
+    rows, problems = read_rows(path)
+    about = provenance(manifest)
+    words = [f"`dmabench {' '.join(map(str, manifest.get('argv') or []))}`", device_name(manifest["environment"])]
+    words += [about["versions"], about["commit"], str(manifest.get("status"))]
+    if not rows:
+        parts, notes = iter(["No rows."]), []
+    elif is_eval_run(manifest):
+        parts, notes = _eval(rows, read_samples(path))
+    elif is_task_run(manifest):
+        parts, notes = _task(str(manifest["command"]), rows)
+    elif any(row.get("function") for row in rows):
+        rows = add_speedups(rows)
+        parts, notes = iter([markdown_table(rows)]), lints(rows, manifest.get("gpu_state"))
+    else:
+        parts, notes = iter([_every_field(rows)]), []
+    told = "\n".join(f"- {note}" for note in [*notes, *problems])
+    return (
+        "\n\n".join([f"## {path.name}", " · ".join(filter(None, words)), *map(str.strip, parts), told]).strip() + "\n"
+    )
+
+
+def _task(name: str, rows: list[Row]) -> tuple[Iterator[str], list[str]]:
+    from dmabench.cli.tasks import load
+    from dmabench.task_layout import LEFT, sheets
+    from dmabench.task_tables import notes
+
+    task = load(name)
+    tables = (f"{one.title}\n\n{markdown_lines(one.headers, one.cells, LEFT)}" for one in sheets(task, rows))
+    return tables, notes(task, rows)
+
+
+def _eval(rows: list[Row], samples: list[Row]) -> tuple[Iterator[str], list[str]]:
+    from dmabench.eval_significance import compare
+    from dmabench.eval_tables import notes
+    from dmabench.report_eval import tables
+
+    p_values = compare(rows, samples)
+    found = tables(rows, p_values)
+    shown = (f"{one['title']}\n\n{markdown_lines(one['headers'], one['cells'], one['words'])}" for one in found)
+    return shown, notes(rows, p_values)
+
+
+def _every_field(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
+    cells = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
+    words = [name for name in names if any(isinstance(row.get(name), str) for row in rows)]
+    return markdown_lines(names, cells, words)
