@@ -1,5 +1,5 @@
-"""Running the cells of a task: in a worker process, or in this one where torchrun started several; rows are stored as
-they come."""
+"""Running the cells of a task: in a worker process, in several at once, or in this one where torchrun started several;
+rows are stored as they come."""
 
 import shutil
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from dmabench.crew import Crew
 from dmabench.ranks import Ranks
 from dmabench.runs import Run
 from dmabench.tasks.task import Progress
@@ -45,9 +46,10 @@ def in_worker(worker: WorkerProcess) -> Runner:
             worker.receive(START_S)  # "begin": what a cell may take does not include the start of a process
             while True:
                 message = worker.receive()
-                if message.pop("event") == "progress":
+                event = message.pop("event")
+                if event == "progress":
                     told(Progress(**message))
-                else:
+                elif event == "outcome":  # else it is alive, and waits for another worker
                     if message["lost"]:
                         worker.stop()  # the next cell gets a fresh one
                     return message
@@ -70,7 +72,7 @@ def in_process(request: dict[str, Any], told: Told) -> Outcome:
 def run_trials(
     trials: list[Trial],
     run: Run,
-    runner: Runner,
+    runner: Runner | Crew,
     how: dict[str, Any],
     device_name: str,
     keep_models: bool,
@@ -82,45 +84,68 @@ def run_trials(
     """Runs the cells that have no rows yet and stores the rows of each when it is finished.
 
     Args:
+        runner: one cell after the other, or several at once.
         how: device, deterministic and compile, as a worker is told them.
         device_name: for the rows.
         keep_models: leave the folder of each cell, with what the task saved in it.
-        began: told of each cell that starts; returns who is told of its progress.
+        began: told of each cell that starts; returns who is told of its progress. Both are called in the threads of a
+            crew.
         ended: told of each cell's rows.
         kept: names in the folder of a cell that stay in any case, once its rows are stored.
 
     Raises:
-        KeyboardInterrupt: a Ctrl-C; the cell that was running has saved its checkpoint.
+        KeyboardInterrupt: a Ctrl-C; what was running has saved its checkpoint.
     """
-    for trial in trials:
-        folder = run.path / CELLS / trial.id
+
+    turnstile = runner.turnstile if isinstance(runner, Crew) else None
+
+    def ask(trial: Trial, runner: Runner) -> Outcome:
         told = began(trial)
         if trial.refusal:
-            outcome: Outcome = {"status": "UNSUPPORTED", "reason": trial.refusal, "rows": []}
-        else:
-            outcome = runner({"task": trial.task, "settings": trial.settings, "folder": str(folder), **how}, told)
-        rows = rows_of(trial, outcome, device_name, ranks.count)
+            return {"status": "UNSUPPORTED", "reason": trial.refusal, "rows": []}
+        request = {"task": trial.task, "settings": trial.settings, "folder": str(_folder(run, trial))}
+        return runner({**request, **how, "turnstile": turnstile}, told)
+
+    def store(trial: Trial, outcome: Outcome, jobs: int) -> None:
+        rows = rows_of(trial, outcome, device_name, ranks.count, jobs)
         if ranks.first:
             rows = [run.append(row) for row in rows]
             if not keep_models:
-                _remove(folder, kept if outcome["status"] == "PASSED" else ())
+                _remove(_folder(run, trial), kept if outcome["status"] == "PASSED" else ())
         ended(trial, rows)
-        if ranks.count > 1 and outcome["status"] not in ("PASSED", "UNSUPPORTED"):
-            # The others may be anywhere in the cell: none of them can be asked for another.
-            raise SystemExit(f"dmabench: {outcome['status']} in process {ranks.rank}: {outcome['reason']}")
+
+    if isinstance(runner, Crew):
+        runner.run(trials, lambda trial, worker: ask(trial, in_worker(worker)), store)
+    else:
+        for trial in trials:
+            outcome = ask(trial, runner)
+            store(trial, outcome, 1)
+            if ranks.count > 1 and outcome["status"] not in ("PASSED", "UNSUPPORTED"):
+                # The others may be anywhere in the cell: none of them can be asked for another.
+                raise SystemExit(f"dmabench: {outcome['status']} in process {ranks.rank}: {outcome['reason']}")
     if ranks.first and (run.path / CELLS).is_dir() and not any((run.path / CELLS).iterdir()):
         (run.path / CELLS).rmdir()
 
 
-def rows_of(trial: Trial, outcome: Outcome, device_name: str, processes: int = 1) -> list[Row]:
-    """The rows to be stored: each of the task's, or one that says why there is none."""
+def rows_of(trial: Trial, outcome: Outcome, device_name: str, processes: int = 1, jobs: int = 1) -> list[Row]:
+    """The rows to be stored: each of the task's, or one that says why there is none.
+
+    Args:
+        processes: trained this cell together.
+        jobs: cells, this one among them, that may have shared the device: speeds of training are of no use above 1.
+    """
     found = outcome["rows"] or [{}]
     head = {"task": trial.task, "cell": trial.id}
-    about = {"status": outcome["status"], "reason": outcome["reason"], "device": device_name, "processes": processes}
+    about = {"status": outcome["status"], "reason": outcome["reason"], "device": device_name}
+    about |= {"processes": processes, "jobs": jobs}
     return [
         {**head, "part": number, "parts": len(found), **about, **trial.settings, **row}
         for number, row in enumerate(found, start=1)
     ]
+
+
+def _folder(run: Run, trial: Trial) -> Path:
+    return run.path / CELLS / trial.id
 
 
 def _remove(folder: Path, kept: tuple[str, ...]) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 Message = dict[str, Any]
+BROKEN_OFF = "broken off"
+"""Stands among the lines of a worker, which all end in a newline."""
 
 
 class Lost(Exception):
@@ -48,6 +50,7 @@ class WorkerProcess:
         self.environment = environment or {}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._broken_off = threading.Event()
 
     def __enter__(self) -> Self:
         self._start()  # importing torch takes it seconds, in which the caller can prepare
@@ -81,21 +84,32 @@ class WorkerProcess:
 
         Raises:
             Lost: there is none for timeout_s, or the process died.
+            KeyboardInterrupt: a Ctrl-C, or another thread called break_off.
         """
         assert self._process is not None
         seconds = max(self.timeout_s, least_s)
         try:
-            line = self._lines.get(timeout=seconds)
+            line = BROKEN_OFF if self._broken_off.is_set() else self._lines.get(timeout=seconds)
         except queue.Empty:
             self.stop()
             reason = f"no answer for {seconds:.0f} s; raise --cell-timeout if it is only slow"
             raise Lost("TIMEOUT", reason) from None
+        if line == BROKEN_OFF:
+            raise KeyboardInterrupt
         if line is None:
             code = self._process.wait()
             self._process = None
             raise Lost(*_death(code))
         message: Message = json.loads(line)
         return message
+
+    def break_off(self) -> None:
+        """From another thread, since a Ctrl-C reaches the main thread alone: `receive` raises KeyboardInterrupt, in the
+        middle of its waiting or when it is called. The second time, the process is ended hard."""
+        if self._broken_off.is_set() and (process := self._process) is not None:
+            process.kill()
+        self._broken_off.set()
+        self._lines.put(BROKEN_OFF)
 
     def interrupt(self, grace_s: float) -> None:
         """Passes a Ctrl-C on, and waits until the process has saved what it wants to and is gone; a second Ctrl-C, or

@@ -67,6 +67,7 @@ def run_task(task: Task, options: dict[str, Any]) -> None:
     if not (options["cell_timeout"] > 0 and math.isfinite(options["cell_timeout"])):
         raise Refusal(f"--cell-timeout {options['cell_timeout']:g}: write a number of seconds above 0")
     device = _device(options["device"], options["dry_run"])
+    _check_jobs(options["jobs"])
     blocks = blocks_of(task, preset, given, device)
     trials = shard(make_trials(task, blocks), options["shard"])
     if options["dry_run"]:
@@ -131,6 +132,15 @@ def _preset(options: dict[str, Any]) -> str | None:
     if options.get("quick") and preset not in (None, "quick"):
         raise Refusal(f"--quick is --preset quick; with --preset {preset} leave one of them out")
     return "quick" if options.get("quick") else preset
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise Refusal(f"--jobs {jobs}: write how many cells are trained at once, 1 or more")
+    if jobs > 1 and here().count > 1:
+        raise Refusal(
+            f"--jobs {jobs} under torchrun: {here().count} processes train one cell together; leave out one of the two"
+        )
 
 
 def _device(wanted: str, dry_run: bool) -> str:

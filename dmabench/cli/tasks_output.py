@@ -41,7 +41,7 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
             console.print(Text(f"[{number}] cannot be: {reason}"), style="dim")
 
     to_stdout(write)
-    say(f"time on one device, at most (training may stop early): {roof.about}", "dim")
+    say(f"time on one device, at most (training may stop early), a cell at a time: {roof.about}", "dim")
 
 
 def _alike(task: Task, trials: list[Trial]) -> list[list[Trial]]:
@@ -155,8 +155,10 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
     if interrupted:
         done = len({row["cell"] for row in rows})
         told = f"{done} of {cells} cells are stored" if done else "no cell is finished yet"
-        if any(run.path.glob(f"{CELLS}/*/*")):
-            told += ", and the checkpoint of one more" if done else ", but the checkpoint of one is kept"
+        saved = len({path.parent for path in run.path.glob(f"{CELLS}/*/*")})
+        one = "the checkpoint of one" if saved == 1 else f"the checkpoints of {saved}"
+        if saved:
+            told += f", and {one} more" if done else f", but {one} {'is' if saved == 1 else 'are'} kept"
         say(f"Interrupted: {told}. Repeat the command with --resume {run.name} to go on.", "bold")
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be scored: every row says why.")

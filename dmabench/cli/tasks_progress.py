@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.progress import Task as Bar
 from rich.text import Text
@@ -16,14 +16,24 @@ from dmabench.trials import Trial, label, varying
 
 
 class Shown:
-    """Two lines on stderr, and nothing where it is no terminal. Use as a context manager."""
+    """On stderr, and nothing where it is no terminal: a line for the run, and one for each cell that is running. Use as
+    a context manager; its methods may be called in any thread."""
 
-    def __init__(self, task: Task, trials: list[Trial], done: int, wanted: bool = True, console: Console | None = None):
+    def __init__(
+        self,
+        task: Task,
+        trials: list[Trial],
+        done: int,
+        wanted: bool = True,
+        console: Console | None = None,
+        alone: bool = True,
+    ):
         """
         Args:
             done: cells that an earlier part of the run has finished.
             wanted: False: this process prints nothing.
             console: default: stderr.
+            alone: one cell runs at a time; it is named in the line of the run, and else each in its own.
         """
         self.names = varying(task, trials)
         console = console or Console(stderr=True)
@@ -38,8 +48,8 @@ class Shown:
             transient=True,
         )
         self.cells = self.bars.add_task("cells", total=len(trials), completed=done, told="")
-        self.cell = self.bars.add_task("", total=None, visible=False, told="")
-        self.trial = ""
+        self.alone = alone
+        self.running: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -52,17 +62,23 @@ class Shown:
 
     def began(self, trial: Trial) -> Told:
         """Shows that the cell has started; returns who is to be told of its progress."""
-        self.bars.update(self.cells, told=label(trial, self.names))
-        self.bars.reset(self.cell, description="starting", total=None, visible=True, told="")
+        name = label(trial, self.names)
+        if self.alone:
+            self.bars.update(self.cells, told=name)
+        bar = self.running.pop(trial.id, None)
+        if bar is not None:  # it ran before, and ran out of memory
+            self.bars.remove_task(bar)
+        bar = self.running[trial.id] = self.bars.add_task("starting", total=None, told="" if self.alone else name)
         pace = Pace()
 
         def told(progress: Progress) -> None:
+            words = told_of(progress, pace.left_s(progress), self.alone)
             self.bars.update(
-                self.cell,
+                bar,
                 description=progress.stage,
                 completed=progress.step,
                 total=progress.steps or None,
-                told=told_of(progress, pace.left_s(progress)),
+                told=words if self.alone else f"{words} {name}".strip(),
             )
 
         return told
@@ -70,6 +86,7 @@ class Shown:
     def ended(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         """Counts a finished cell."""
         self.bars.advance(self.cells)
+        self.bars.remove_task(self.running.pop(trial.id))
 
 
 class Pace:
@@ -87,14 +104,15 @@ class Pace:
         return (now - self.at) / made * (progress.steps - progress.step) if made > 0 else None
 
 
-def told_of(progress: Progress, left_s: float | None) -> str:
-    """Loss, accuracy, tokens a second and time left, in about 40 columns."""
+def told_of(progress: Progress, left_s: float | None, alone: bool = True) -> str:
+    """Loss, accuracy, tokens a second and time left, in about 40 columns; of a cell that is not alone on its device no
+    tokens a second, which would say little, nor the loss."""
     words = []
-    if progress.loss is not None:
+    if progress.loss is not None and alone:
         words.append(f"loss {progress.loss:.3f}")
     if progress.accuracy is not None:
         words.append(f"acc {progress.accuracy:.3f}")
-    if progress.tokens_per_s is not None:
+    if progress.tokens_per_s is not None and alone:
         words.append(f"{_short(progress.tokens_per_s)} tok/s")
     if left_s is not None:
         words.append(f"{duration(left_s)} left")

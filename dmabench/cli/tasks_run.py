@@ -9,6 +9,7 @@ from typing import Any
 
 from dmabench import environment
 from dmabench.cli.tasks_progress import Shown
+from dmabench.crew import Crew
 from dmabench.ranks import Ranks, here
 from dmabench.runs import Run, find_run, results_root
 from dmabench.tasks.task import Task
@@ -36,14 +37,15 @@ def measure(
     found = environment.describe(PACKAGES)
     run, done = _open(task, settings, found, options, ranks)
     left = [trial for trial in trials if trial.id not in done]
+    jobs = max(1, min(options["jobs"], len(left)))
     how = {"device": ranks.device(device), "deterministic": options["deterministic"]}
     how["compile"] = options["compile_"]
     name, keep = environment.device_name(found, device), options["keep_models"]
     try:
         with (
             _ending_as_ctrl_c(),
-            Shown(task, trials, len(trials) - len(left), ranks.first) as shown,
-            _runner(run.path, options, ranks) as runner,
+            Shown(task, trials, len(trials) - len(left), ranks.first, alone=jobs == 1) as shown,
+            _runner(run.path, options, ranks, jobs) as runner,
         ):
             run_trials(left, run, runner, how, name, keep, ranks, shown.began, shown.ended, task.keeps)
     except BaseException as error:
@@ -91,10 +93,14 @@ def _ending_as_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _runner(path: Path, options: dict[str, Any], ranks: Ranks) -> Iterator[Runner]:
+def _runner(path: Path, options: dict[str, Any], ranks: Ranks, jobs: int) -> Iterator[Runner | Crew]:
     if ranks.count > 1:
         yield in_process
         return
     log = None if "--debug" in sys.argv else path / "worker.log"
-    with WorkerProcess(options["cell_timeout"], log, COMMAND, ENVIRONMENT) as worker:
-        yield in_worker(worker)
+    if jobs > 1:
+        with Crew(jobs, options["cell_timeout"], log, COMMAND, ENVIRONMENT) as crew:
+            yield crew
+    else:
+        with WorkerProcess(options["cell_timeout"], log, COMMAND, ENVIRONMENT) as worker:
+            yield in_worker(worker)

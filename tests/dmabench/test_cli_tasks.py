@@ -22,7 +22,7 @@ def installed(toys, tmp_path_factory):
     folder = toys.install(tmp_path_factory.mktemp("installed"))
 
     @contextmanager
-    def here(path, options, ranks):
+    def here(path, options, ranks, jobs):
         yield in_process
 
     with pytest.MonkeyPatch.context() as patch:
