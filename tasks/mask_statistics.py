@@ -4,7 +4,6 @@ Beyond the training length too: importance is a number for each key, and the lea
 that a new one must pass. If longer contexts raise it, the heads keep the best of more keys.
 """
 
-import itertools
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmabench.kernels.mask_facts import head_overlaps, median_ages
 from dmabench.tasks.pairs_kept import watched
 
 TIMES = (1, 2, 4, 8)
 """Lengths, over that of training."""
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-QUERIES = 32
-"""Queries, evenly over the second half of a length, whose live sets are compared."""
 
 
 @dataclass(frozen=True)
@@ -68,41 +66,6 @@ def mask_statistics(model: Any, input_ids: Tensor, trained: int) -> list[HeadMas
                 told = overlaps[head] if overlaps else None
                 found.append(HeadMask(layer, head, n, ages[head], told, float(least[head]), tuple(own)))
     return found
-
-
-def median_ages(evict_BGT: Tensor, n: int) -> list[int]:
-    """For each head the median of i - j over the pairs of a query i of [n/2, n) and a key j that it attends to."""
-    B, G, _ = evict_BGT.shape
-    key = torch.arange(n, device=evict_BGT.device)
-    first = key.clamp(min=n // 2).expand(B, G, n)
-    end = evict_BGT[:, :, :n].long().clamp(max=n)
-    live = end > first
-    # A key that is live for the queries [first, end) adds one pair of each age from first - j to end - 1 - j.
-    change = torch.zeros(G, n + 1, dtype=torch.int64, device=evict_BGT.device)
-    one = live.long().transpose(0, 1).flatten(1)
-    change.scatter_add_(1, ((first - key) * live).transpose(0, 1).flatten(1), one)
-    change.scatter_add_(1, ((end - key) * live).transpose(0, 1).flatten(1), -one)
-    below = change.cumsum(1).cumsum(1)
-    return [int(torch.searchsorted(row, (row[-1] + 1) // 2)) for row in below]
-
-
-def head_overlaps(evict_BGT: Tensor, n: int) -> list[float] | None:
-    """For each head the mean Jaccard index of its live keys with those of the others, over QUERIES queries of
-    [n/2, n); None for a single head."""
-    G = evict_BGT.shape[1]
-    if G < 2:
-        return None
-    queries = torch.linspace(n // 2, n - 1, min(QUERIES, n - n // 2), device=evict_BGT.device).long()[:, None]
-    key = torch.arange(n, device=evict_BGT.device)
-    live = (key <= queries) & (evict_BGT[:, :, None, :n] > queries)  # [B, G, Q, n]
-    of_head: list[list[float]] = [[] for _ in range(G)]
-    for one, other in itertools.combinations(range(G), 2):
-        both = (live[:, one] & live[:, other]).sum(-1)
-        either = (live[:, one] | live[:, other]).sum(-1)
-        index = float((both / either).double().mean())
-        of_head[one].append(index)
-        of_head[other].append(index)
-    return [fmean(values) for values in of_head]
 
 
 def chance_overlap(window: int, n: int) -> float:

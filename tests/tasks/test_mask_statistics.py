@@ -1,49 +1,13 @@
-"""Statistics of masks: equal to counting pair by pair, and known values for known masks."""
-
-import statistics
+"""Statistics of masks: known values for known masks."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dmabench.kernels.lifetimes import eviction_times
-from dmabench.tasks.mask_statistics import (
-    QUANTILES,
-    chance_overlap,
-    columns,
-    head_overlaps,
-    mask_statistics,
-    median_ages,
-)
+from dmabench.kernels.mask_facts import head_overlaps
+from dmabench.tasks.mask_statistics import QUANTILES, chance_overlap, columns, mask_statistics
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 12), st.integers(2, 40), st.integers(0, 99))
-def test_ages_and_overlaps_are_those_of_all_pairs(window, n, seed):
-    torch.manual_seed(seed)
-    evict = eviction_times(torch.randn(2, 3, 50), window)
-    ages = [
-        [i - j for b in range(2) for i in range(n // 2, n) for j in range(i + 1) if evict[b, g, j] > i]
-        for g in range(3)
-    ]
-    assert median_ages(evict, n) == [statistics.median_low(one) for one in ages]
-    if n - n // 2 <= 32:  # so few that every query is looked at
-        live = {
-            (b, g, i): {j for j in range(i + 1) if evict[b, g, j] > i}
-            for b in range(2)
-            for g in range(3)
-            for i in range(n // 2, n)
-        }
-        pairs = [
-            len(live[b, 0, i] & live[b, g, i]) / len(live[b, 0, i] | live[b, g, i])
-            for g in (1, 2)
-            for b in range(2)
-            for i in range(n // 2, n)
-        ]
-        assert head_overlaps(evict, n)[0] == pytest.approx(statistics.fmean(pairs), abs=1e-6)
 
 
 def test_random_heads_overlap_by_chance_and_one_head_with_none():
