@@ -78,6 +78,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 def _whole_cells(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows without those of cells that miss parts, and without those of an earlier attempt at a cell; and what misses.
+    Cells are in the order in which they were asked for, where rows tell it, and else as they were stored.
 
     A crash between the parts of a cell leaves some. A resumed run does such a cell again, from part 1.
     """
@@ -94,7 +95,8 @@ def _whole_cells(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
             kept |= set(parts.values())
         else:
             problems.append(f"cell {cell} has {len(parts)} of its {count} rows, which are left out until a resume")
-    return [row for at, row in enumerate(rows) if row.get("parts") is None or at in kept], problems
+    whole = [row for at, row in enumerate(rows) if row.get("parts") is None or at in kept]
+    return sorted(whole, key=lambda row: row.get("cell_number", 0)), problems
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:

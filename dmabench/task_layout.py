@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from dmabench.controls import UNDERTRAINED
 from dmabench.task_summary import Row, extrapolation, shared, summaries, varying
 from dmabench.tasks.task import Task
+from dmabench.training_speed import measured
 
 Column = Callable[[Row], str]
 HEADERS = {
@@ -114,8 +115,8 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
         columns["vs MHA"] = lambda row: f"{row['speedup']:.2f}x" if row.get("speedup") else ""
     axes = {axis.name for axis in task.axes}
     for field in task.columns:
-        if field not in told | axes and any(row.get(field) is not None for row in rows):
-            columns[field.replace("_", " ")] = lambda row, field=field: _brief(row.get(field))  # type: ignore[misc]
+        if field not in told | axes and any(measured(row, field) is not None for row in rows):
+            columns[field.replace("_", " ")] = lambda row, field=field: _brief(measured(row, field))  # type: ignore[misc]
     return columns | _status(rows)
 
 

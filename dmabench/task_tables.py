@@ -10,6 +10,7 @@ from dmabench.tables import wrapped
 from dmabench.task_layout import LEFT, Sheet, length, name_of, share, sheets
 from dmabench.task_summary import EFFECTIVE, Row, summaries, varying
 from dmabench.tasks.task import Task
+from dmabench.training_speed import speed_notes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +52,7 @@ def notes(task: Task, rows: Sequence[Row], width: int | None = None) -> list[str
         )
     if "vs MHA" in headers:
         found.append("ms: one forward of a batch of test sequences; vs MHA: its time over this one's, same settings")
+    found += speed_notes(task, rows)
     found += _haystacks(rows)
     found += _predictions(task, lines)
     found += scaling_notes(task, rows)

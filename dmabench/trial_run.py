@@ -99,12 +99,15 @@ def run_trials(
 
     turnstile = runner.turnstile if isinstance(runner, Crew) else None
 
-    def ask(trial: Trial, runner: Runner) -> Outcome:
+    def ask(trial: Trial, one: Runner) -> Outcome:
         told = began(trial)
         if trial.refusal:
             return {"status": "UNSUPPORTED", "reason": trial.refusal, "rows": []}
         request = {"task": trial.task, "settings": trial.settings, "folder": str(_folder(run, trial))}
-        return runner({**request, **how, "turnstile": turnstile}, told)
+        outcome = one({**request, **how, "turnstile": turnstile}, told)
+        if outcome["status"] == "OUT_OF_MEMORY":
+            told(Progress("out of memory", 0, 0))  # a crew runs it again later
+        return outcome
 
     def store(trial: Trial, outcome: Outcome, jobs: int) -> None:
         rows = rows_of(trial, outcome, device_name, ranks.count, jobs)
@@ -135,7 +138,7 @@ def rows_of(trial: Trial, outcome: Outcome, device_name: str, processes: int = 1
         jobs: cells, this one among them, that may have shared the device: speeds of training are of no use above 1.
     """
     found = outcome["rows"] or [{}]
-    head = {"task": trial.task, "cell": trial.id}
+    head = {"task": trial.task, "cell": trial.id, "cell_number": trial.number}
     about = {"status": outcome["status"], "reason": outcome["reason"], "device": device_name}
     about |= {"processes": processes, "jobs": jobs}
     return [

@@ -28,6 +28,8 @@ class Trial:
     """Why it cannot be; then nothing is run."""
     cost: Cost
     """Nothing where it is refused."""
+    number: int = 0
+    """Its place in the list: cells of a run may finish in another order."""
 
     @property
     def id(self) -> str:
@@ -84,7 +86,7 @@ def make_trials(task: Task, blocks: Blocks) -> list[Trial]:
     for one in settings:
         refusal = task.refusal(one)
         cost = Cost(0, 0, 0) if refusal else task.cost(one)
-        trial = Trial(task.name, one, refusal, cost)
+        trial = Trial(task.name, one, refusal, cost, len(trials))
         trials.setdefault(trial.id, trial)
     found = list(trials.values())
     if all(trial.refusal for trial in found):

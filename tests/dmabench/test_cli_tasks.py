@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dmabench.cli import listing, main, tasks, tasks_run
 from dmabench.errors import Refusal
+from dmabench.ranks import Ranks
 from dmabench.tasks import registry
 from dmabench.trial_run import in_process
 
@@ -85,6 +86,7 @@ def test_every_axis_is_an_option_and_the_examples_run(call):
         (["--shard", "3/2"], "from 1/4 to 4/4"),
         (["--shard", "1/9"], "there are 3 cells, so at most 3 parts"),
         (["--cell-timeout", "0"], "write a number of seconds above 0"),
+        (["--jobs", "0"], "write how many cells are trained at once, 1 or more"),
         (["--device", "tpu"], "write cpu, cuda"),
         (["--device", "cuda:99"], "use --device cpu"),
         (["--window", "512", "--attention", "dma"], "take --window 80 or less"),
@@ -95,6 +97,13 @@ def test_bad_input_is_refused_with_a_sentence(call, words, told, tmp_path):
     result = call("toy", *words, "--results", tmp_path / "results")
     assert isinstance(result.exception, Refusal) and told in str(result.exception), result.exception
     assert result.stdout == "" and not list(tmp_path.glob("results/*"))
+
+
+def test_jobs_under_torchrun_are_refused(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "here", lambda: Ranks(0, 2, 0))
+    result = call("toy", "--jobs", "2", "--results", tmp_path / "results")
+    assert isinstance(result.exception, Refusal) and "leave out one of the two" in str(result.exception)
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_unknown_option_of_a_task_is_a_usage_error(call):
@@ -108,7 +117,7 @@ def test_a_dry_run_tells_what_each_cell_takes_and_leaves_nothing(call, tmp_path)
     assert result.exit_code == 0 and not (tmp_path / "results").exists()
     assert "toy: 6 cells, about" in result.stdout and "40000" in result.stdout and "0,1" in result.stdout
     assert "[1] cannot be: window 128 covers all 80 tokens" in result.stdout
-    assert "operations at 25% of the" in result.stderr and "reaches here now" in result.stderr
+    assert "a cell at a time: operations at 25% of the" in result.stderr and "reaches here now" in result.stderr
     cells = lines(call(*words, "--device", "cpu", "--json"))
     assert len({cell["cell"] for cell in cells}) == 6 and sum(bool(cell["reason"]) for cell in cells) == 2
     for cell in cells:
@@ -155,7 +164,7 @@ def test_rows_reach_the_store_and_the_table(toys, finished):
 def test_a_finished_run_resumed_runs_nothing_and_prints_its_rows(toys, finished, call):
     root, words, _ = finished
     before = toys.stored(root)[0]
-    result = call(*words, "--resume", "latest", "--json")
+    result = call(*words, "--resume", "latest", "--jobs", "2", "--json")  # no setting: it changes no result
     assert result.exit_code == 0 and lines(result) == before == toys.stored(root)[0]
 
 

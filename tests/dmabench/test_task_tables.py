@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -181,3 +182,14 @@ def test_notes_tell_the_text_of_needles_and_tokenizers_that_differ(trained):
     assert "synthetic, books.jsonl (made-up words" in other and "other tokenizers met other parts of the text" in other
     by_seed = notes(trained.NEEDLE, [row("mha", "a"), row("mha", "b", seed=1)])
     assert "tokenizers" not in " ".join(by_seed)
+
+
+def test_speeds_of_trainings_that_shared_the_device_are_left_out(trained):
+    task = replace(trained.MQAR, columns=("tokens_per_s",))
+    rows = [trained.made_up(task, name, 0.97, tokens_per_s=12345.0, jobs=1) for name in ("mha", "dma")]
+    assert printed(task, rows).count("12345") + printed(task, rows).count("1.23e+04") == 2
+    rows[1]["jobs"] = 4
+    assert printed(task, rows).count("1.23e+04") == 1
+    assert any("1 of 2 rows were trained beside others (--jobs)" in note for note in notes(task, rows))
+    rows[0]["jobs"] = 4
+    assert "tokens per s" not in printed(task, rows)

@@ -29,6 +29,21 @@ def test_two_lines_that_fit_the_terminal(toy, trials, columns):
         assert "acc 0.500 12.3k tok/s" in lines[1] and "lr=0.003" in lines[0]
 
 
+def test_cells_that_run_at_once_have_a_line_each(toy, trials):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with Shown(toy, trials, 0, console=console, alone=False) as shown:
+        told = [shown.began(trial) for trial in trials[:3]]
+        told[2](Progress("train", 250, 1000, loss=2.345, accuracy=0.5, tokens_per_s=12345.0))
+        lines = _drawn(shown, 80)
+        assert len(lines) == 4 and max(map(len, lines)) <= 80
+        assert "0/6" in lines[0] and "mha" in lines[1] and "starting" in lines[1]
+        assert "train" in lines[3] and "acc 0.500" in lines[3] and "tok/s" not in lines[3]
+        shown.began(trials[1])  # again, in the line that it had
+        shown.ended(trials[0], [])
+        lines = _drawn(shown, 80)
+    assert len(lines) == 3 and "1/6" in lines[0]
+
+
 def _drawn(shown, columns):
     console = Console(file=io.StringIO(), width=columns, color_system=None)
     console.print(shown.bars.get_renderable())

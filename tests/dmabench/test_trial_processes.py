@@ -45,6 +45,26 @@ def test_ctrl_c_reaches_the_worker_which_saves_and_a_resume_goes_on_there(toys, 
     assert not list(tmp_path.glob("*/cells"))
 
 
+def test_ctrl_c_reaches_all_of_several_workers_which_save_and_a_resume_goes_on_there(toys, installed, tmp_path):
+    words = ("toy", "--attention", "dma", "--window", "8,16", "--device", "cpu", "--fate", "slow", "--steps", 2000)
+    words = (*words, "--results", tmp_path)
+    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    running = toys.process(installed, *words, "--jobs", 2, **ready)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/cells/*/started"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    code, _, told = finish(running)
+    rows, manifest = toys.stored(tmp_path)
+    assert (code, rows, manifest["status"]) == (130, [], "interrupted"), told
+    assert "the checkpoints of 2 are kept" in told and "Traceback" not in told
+    code, _, told = finish(toys.process(installed, *words, "--jobs", 2, "--resume", "latest"))
+    rows, manifest = toys.stored(tmp_path)
+    assert (code, manifest["status"]) == (0, "finished"), told
+    assert sorted((row["window"], row["jobs"], row["accuracy"]) for row in rows) == [(8, 2, 0.95), (16, 2, 0.95)]
+    assert all(0 < row["first_step"] < 2000 and row["infer_ms"] >= 2 for row in rows)
+
+
 def test_under_torchrun_one_process_writes_and_prints(toys, installed, tmp_path):
     launcher = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     words = ("toy", "--attention", "mha", "--steps", 4, "--device", "cpu", "--results", tmp_path, "--json")

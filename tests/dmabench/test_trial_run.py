@@ -42,7 +42,7 @@ def start(trials, run, outcomes, keep=False, ranks=ALONE, kept=()):
         return outcome
 
     def go():
-        told = (lambda _: None), (lambda t, r: ended.extend(r))
+        told = (lambda _: lambda progress: None), (lambda t, r: ended.extend(r))
         run_trials(trials, run, runner, HOW, "Some GPU", keep, ranks, *told, kept)
 
     return asked, ended, go
@@ -62,6 +62,13 @@ def test_each_row_of_a_cell_tells_its_part_and_the_settings(run):
         assert row["attention"] == "mha" and row["lengths"] == [64, 128] and row["seed"] == 0
         assert row["status"] == "PASSED" and row["reason"] is None and row["run"] == run.name
     assert ended == rows and asked[0]["settings"] == trial().settings and asked[0]["device"] == "cpu"
+
+
+def test_rows_are_read_in_the_order_that_was_asked_for(run):
+    for number in (2, 0, 1):
+        for row in rows_of(Trial("toy", {"attention": str(number)}, None, Cost(0, 0, 0), number), passed({}, {}), "d"):
+            run.append(row)
+    assert [(row["attention"], row["part"]) for row in run.rows()] == [(n, p) for n in "012" for p in (1, 2)]
 
 
 def test_a_refused_cell_is_unsupported_and_never_runs(run):
