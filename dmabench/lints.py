@@ -63,7 +63,7 @@ def lints(rows: Iterable[Row], gpu_state: dict[str, Any] | None = None) -> list[
             "reads more query-key pairs than dense attention has: nothing is sparse here",
         ),
     ]
-    sentences = [f"{_names(affected)}: {text}." for affected, text in found if affected]
+    sentences = [f"{names(affected)}: {text}." for affected, text in found if affected]
     throttled = [state for state in (gpu_state or {}).get("after") or [] if state.get("throttled")]
     if throttled:
         reasons = sorted({reason for state in throttled for reason in state.get("reasons") or []})
@@ -81,7 +81,7 @@ def _spread(row: Row) -> float:
     return float((row["p90_ms"] - row["p10_ms"]) / row["total_ms"])
 
 
-def _names(rows: list[Row], limit: int = 3) -> str:
+def names(rows: list[Row], limit: int = 3) -> str:
     """The rows by backend, each with the lengths and passes concerned; the rest counted."""
     by_backend: dict[str, list[Row]] = {}
     for row in rows:

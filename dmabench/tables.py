@@ -1,18 +1,18 @@
 """Rows of `dmabench kernels` as tables for a terminal, a README and pandas. No table without its lints (lints.py)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmabench.lints import lints
 from dmabench.rows import FAILURES
 from dmabench.speedups import add_speedups
-from dmabench.table_layout import SHAPES, WORDS, layout
+from dmabench.table_layout import SHAPES, WORDS, Layout, layout
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-__all__ = ["add_speedups", "kernels_frame", "kernels_table", "lints", "markdown_lines", "markdown_table"]
+__all__ = ["add_speedups", "drawn", "kernels_frame", "kernels_table", "lints", "markdown_lines", "markdown_table"]
 
 Row = dict[str, Any]
 
@@ -42,11 +42,20 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
     Fields that all rows share stand in the title; the reason of every row that is not PASSED is a note under the
     table. Where it would be too wide, columns are merged or left out, and a note says so. Times in ms.
     """
+    return drawn(layout(list(rows), width), _colour)
+
+
+def _colour(row: Row) -> str:
+    status = row.get("status")
+    return "" if status == "PASSED" else "red" if status in FAILURES else "dim"
+
+
+def drawn(shown: Layout, colour: Callable[[Row], str]) -> "Table":
+    """A layout as a rich table; `colour` is the style of a row's line."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown = layout(list(rows), width)
     lengths = [max(map(len, column)) for column in zip(shown.headers, *shown.cells, strict=True)]
     caption = wrapped(shown.caption.split(" · "), sum(lengths) + len(lengths) - 1)
     table = Table(
@@ -65,9 +74,7 @@ def kernels_table(rows: Iterable[Row], width: int = 100) -> "Table":
             header, justify="left" if left else "right", no_wrap=True, overflow="fold" if number else "ellipsis"
         )
     for cells, row in zip(shown.cells, shown.rows, strict=True):
-        status = row.get("status")
-        style = "" if status == "PASSED" else "red" if status in FAILURES else "dim"
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(Text(cell) for cell in cells), style=colour(row))
     return table
 
 

@@ -1,6 +1,6 @@
 """The command line: `dmabench COMMAND`. One file a command; this one only puts them together.
 
-Exit codes: 0 all well, 1 a measured cell failed, 2 usage, 3 nothing could be measured, 130 interrupted.
+Exit codes: 0 all well, 1 a measured cell failed or regressed, 2 usage, 3 nothing could be measured, 130 interrupted.
 """
 
 import os
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from dmabench import __version__
-from dmabench.cli import doctor, env, eval, export, kernels, listing, perplexity, report, tasks
+from dmabench.cli import compare, doctor, env, eval, export, kernels, listing, perplexity, report, tasks
 from dmabench.errors import Refusal
 
 
@@ -52,7 +52,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, tasks, perplexity, eval, report, export, listing, doctor, env):
+for command in (kernels, tasks, perplexity, eval, report, compare, export, listing, doctor, env):
     command.add_to(app)
 
 

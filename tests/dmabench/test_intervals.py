@@ -1,10 +1,20 @@
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmabench.intervals import Estimate, difference, ratio_of_sums, t_cdf, t_interval, t_quantile, wilson
+from dmabench.intervals import (
+    Estimate,
+    difference,
+    median_of_blocks,
+    ratio_of_sums,
+    t_cdf,
+    t_interval,
+    t_quantile,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +108,37 @@ def test_a_ratio_of_sums_over_documents():
     assert same == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="at least 2 of them, got 1"):
         ratio_of_sums([1.0], [1.0])
+
+
+def test_a_median_of_blocks_is_covered_where_one_of_single_values_is_not():
+    """Blocks of ten values that share an offset: taken for eighty independent values they promise too much."""
+    draw, covered = random.Random(1), {"blocks": 0, "values": 0}
+    for _ in range(200):
+        values = [[offset + draw.gauss(0, 0.3) for _ in range(10)] for offset in (draw.gauss(0, 1) for _ in range(8))]
+        for name, blocks in (("blocks", values), ("values", [[value] for block in values for value in block])):
+            estimate = median_of_blocks(blocks)
+            covered[name] += estimate.low <= 0 <= estimate.high
+    assert covered["blocks"] >= 0.9 * 200 and covered["values"] < 0.75 * 200
+
+
+def test_a_median_of_blocks_of_one_value_is_what_drawing_values_gives():
+    draw = random.Random(2)
+    values = [draw.gauss(0, 1) for _ in range(21)]
+    medians = [statistics.median(draw.choices(values, k=21)) for _ in range(5000)]
+    expected = t_quantile(0.975, 20) * statistics.stdev(medians) * (21 / 20) ** 0.5
+    estimate = median_of_blocks([[value] for value in values])
+    assert estimate.value == statistics.median(values)
+    assert estimate.high - estimate.value == pytest.approx(expected, rel=0.15)
+
+
+def test_a_stray_value_does_not_widen_the_interval_of_a_median():
+    steady = [[1.0 + 0.01 * n] for n in range(20)]
+    clean, stray = median_of_blocks(steady), median_of_blocks([*steady[:-1], [100.0]])
+    assert stray.value == clean.value and stray.high - stray.low < 1.5 * (clean.high - clean.low)
+    assert median_of_blocks(steady) == clean
+
+
+def test_one_block_has_no_interval():
+    for blocks in ([[1.0, 2.0]], [], [[1.0], []]):
+        with pytest.raises(ValueError, match="at least 2 blocks"):
+            median_of_blocks(blocks)
