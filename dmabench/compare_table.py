@@ -35,7 +35,9 @@ def layout(comparison: Comparison, time: str, width: int | None = None) -> Layou
     caption = [TIME_WORDS[time]]
     caption += [f"{SHARED[field]}{next(iter(found))}" for field, found in values.items() if len(found) == 1]
     marks = _marks(cells)
-    columns: dict[str, Callable[[Compared], str]] = {"backend": lambda cell: backend_id(cell.a)}
+    columns: dict[str, Callable[[Compared], str]] = {
+        "backend": lambda cell: backend_id(cell.a) + ("*" if _paper(cell.a) else "")
+    }
     for field in FIELDS:
         if len(values[field]) > 1:
             columns[HEADERS.get(field, field)] = lambda cell, field=field: _text(cell.a.get(field))  # type: ignore[misc]
@@ -47,6 +49,8 @@ def layout(comparison: Comparison, time: str, width: int | None = None) -> Layou
         "verdict": lambda cell: cell.verdict,
     }
     notes = [f"{mark} {reason}" for reason, mark in marks.items()]
+    if any(_paper(cell.a) for cell in cells):
+        notes.append("* the paper's settings")
     lines = _lines(cells, columns)
     if width is not None and _width(columns, lines) > width:
         del columns["interval"]
@@ -108,6 +112,11 @@ def cell_as_json(cell: Compared, share: float | None) -> Row:
 
 def _lines(cells: list[Compared], columns: dict[str, Callable[[Compared], str]]) -> list[list[str]]:
     return [[show(cell) for show in columns.values()] for cell in cells]
+
+
+def _paper(row: Row) -> bool:
+    """Native sparse attention that reads as many keys as its paper says, and not as the window does."""
+    return row.get("function") == "nsa" and row.get("window") is None
 
 
 def _width(columns: dict[str, Any], lines: list[list[str]]) -> int:
