@@ -95,7 +95,7 @@ def make_cells(settings: dict[str, str], known: Iterable[str], device: str, seed
         never = ("dense/sdpa-cudnn",) if device == "cpu" else ()
         names += [name for name in known if name.startswith("dense/sdpa-") and name not in never]
     windows = parse_sweep(settings["window"], "--window")
-    deltas = _words(settings["delta"], "--delta", DELTAS, also="file:")
+    deltas = _words(settings["delta"], "--delta", DELTAS, also=("file:", "model:"))
     axes = (
         _words(settings["pass"], "--pass", PASSES),
         _words(settings["level"], "--level", LEVELS),
@@ -153,13 +153,13 @@ def select_backends(patterns: str, known: list[str]) -> list[str]:
     return [name for name in known if name in chosen]
 
 
-def _words(text: str, option: str, known: tuple[str, ...], also: str | None = None) -> list[str]:
+def _words(text: str, option: str, known: tuple[str, ...], also: tuple[str, ...] = ()) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     for word in words:
-        if word not in known and not (also and word.startswith(also)):
+        if word not in known and not word.startswith(also):
             near = get_close_matches(word, known, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
-            extra = f", {also}PATH" if also else ""
+            extra = "".join(f", {prefix}PATH" for prefix in also)
             raise Refusal(f"{option} {word!r} is unknown; choose from {', '.join(known)}{extra}{hint}")
     return list(dict.fromkeys(words))
 

@@ -101,7 +101,7 @@ class Inputs:
 
     shape: Shape
     delta_files: dict[str, str] = field(default_factory=dict)
-    """Label in the cell ("file:name@hash") -> path."""
+    """Label in the cell ("file:name@hash", "model:name@hash:layer:text@hash") -> path of a .npy file."""
     padding: str | None = None
     """One of PADDINGS: what the plan leaves out. Tests use it; cells have no padding."""
     _deltas: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)
@@ -177,7 +177,7 @@ class Inputs:
         key = (name, window if name == "sawtooth" else 0)
         if key not in self._deltas:
             size = (self.shape.batch, self.shape.kv_heads, self.shape.key_len)
-            if name.startswith("file:"):
+            if name in self.delta_files:
                 delta = delta_from_file(self.delta_files[name], *size)
             else:
                 delta = named_delta(name, *size, key[1], self.shape.seed)

@@ -126,7 +126,7 @@ class Texts:
                 yield {FEW // 2 - 1: "validation", FEW - 1: "test"}.get(number % FEW, "train"), text  # type: ignore[misc]
 
 
-def find(data: str, heldout: str | None = None, field: str = "text") -> Texts:
+def find(data: str, heldout: str | None = None, field: str = "text", option: str = "data") -> Texts:
     """The text that is named. Nothing is read but names and sizes.
 
     Args:
@@ -134,11 +134,12 @@ def find(data: str, heldout: str | None = None, field: str = "text") -> Texts:
             with a `validation` file that one is held out, if `train` files are there too.
         heldout: text held out, instead of a part of `data`.
         field: of JSON lines and of the hub's rows.
+        option: what `data` is called on the command line, for the message.
 
     Raises:
         ValueError: there is no such text, or it is empty or of no kind that can be read here.
     """
-    train, own = _find(data, field, "data")
+    train, own = _find(data, field, option)
     return Texts(train, _find(heldout, field, "heldout", whole=True)[0] if heldout else own)
 
 

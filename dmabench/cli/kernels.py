@@ -17,6 +17,7 @@ from dmabench.cli.kernels_input import (
     label_delta_files,
     settings_blocks,
 )
+from dmabench.cli.kernels_models import check_lengths, take_models, written
 from dmabench.cli.kernels_output import print_cells, print_run
 from dmabench.cli.output import exit_code, progress_bars
 from dmabench.errors import Refusal
@@ -30,6 +31,8 @@ EXAMPLES = """
   dmabench kernels --seqlen 1k:128k:x2 --pass fwd,bwd --backend 'dma*'
 
   dmabench kernels --pass decode --seqlen 4k:512k:x2 --level kernel,layer
+
+  dmabench kernels --delta iid,model:untrained:tiny --text synthetic --seqlen 2k
 """
 
 
@@ -53,7 +56,10 @@ def kernels(
     backend: Annotated[str | None, _text("--backend", "Globs of ids, such as 'dma*' or flex.")] = None,
     delta: Annotated[
         str | None,
-        _text("--delta", "iid, rising, falling, clustered, ar1, sawtooth, constant, file:X.npy."),
+        _text("--delta", "iid, rising, falling, clustered, ar1, sawtooth, constant, file:X.npy, model:DIR[:LAYER]."),
+    ] = None,
+    text: Annotated[
+        str | None, _text("--text", "What the model of --delta reads: a file, a folder, synthetic.")
     ] = None,
     batch: Annotated[str | None, _text("--batch", "Batch sizes.")] = None,
     heads: Annotated[str | None, _text("--heads", "Query heads.")] = None,
@@ -101,11 +107,13 @@ def kernels(
         if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
             raise Refusal(f"{flag} {seconds:g}: write a number of seconds above 0")
     check_words(given, preset)
+    models = take_models(given, text, preset)
     device = choose_device(device)
     blocks = settings_blocks(given, preset, device)
     delta_files = label_delta_files(blocks)
     cells = expand(blocks, device, seed, dense=not no_dense)
     check_delta_files(cells, delta_files)
+    check_lengths(models, cells)
     if replay:
         check_replay(cells)
     if dry_run:
@@ -115,10 +123,12 @@ def kernels(
     if replay:
         settings["replay"] = True
     cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
-    options = {"cap_s": cap_s, "delta_files": delta_files, "replay": replay}
+    options: dict[str, Any] = {"cap_s": cap_s, "replay": replay}
     from dmabench.tables import add_speedups
 
-    run, interrupted = _measure(cells, settings, options, results, resume, cell_timeout)
+    with written(models, cells, device) as files:
+        options["delta_files"] = delta_files | files
+        run, interrupted = _measure(cells, settings, options, results, resume, cell_timeout)
     rows = _in_order(add_speedups(run.rows()), cells)
     which = f"preset {preset}" if preset else "defaults"
     about = PRESETS[preset]["about"] if preset else f"for a {'GPU' if device.startswith('cuda') else 'CPU'}"
