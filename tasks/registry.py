@@ -18,6 +18,7 @@ OWN = {
     "patterns": "Copy, select and induce: the paper's three patterns of sparsity.",
     "train": "Train on text; perplexity and bits per byte on text that was held out.",
     "scaling": "Train models of several sizes; held-out loss over parameters and FLOPs, with fits.",
+    "step": "Time training steps: tokens a second, memory, which share of them is attention.",
     "ablate": "Change one part of DMA at a time; scores, masks of heads, other attentions at test.",
 }
 """Name and what `dmabench --help` says of it. The name is the module's, too, unless MODULES has another."""

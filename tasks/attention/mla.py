@@ -52,8 +52,25 @@ class LatentAttention(nn.Module):
             latent, k_rope = step.state.append(latent, k_rope)
         elif step.state is not None:
             step.state.append(*by_slot(step, latent, k_rope))
+        if further:
+            out = self._attend(q_nope, q_rope, latent, k_rope, absorbed=True, key_mask=step.mask_BT)
+        else:
+            out = self.first(q_nope, q_rope, latent, k_rope)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def first(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor) -> Tensor:
+        """Attention of a whole sequence: q [B, H, T, dims] to latent and rotary key [B, 1, T, dims]; [B, H, T, D]."""
+        return self._attend(q_nope, q_rope, latent, k_rope, absorbed=False, key_mask=None)
+
+    def _attend(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        absorbed: bool,
+        key_mask: Tensor | None,
+    ) -> Tensor:
         up = self.kv_b_proj.weight.to(q_nope.dtype).unflatten(0, (-1, self.nope + self.value))
         up_k, up_v = up.split([self.nope, self.value], 1)
-        mask = step.mask_BT if further else None
-        out = attend(q_nope, q_rope, latent[:, 0], k_rope[:, 0], up_k, up_v, absorbed=further, key_mask=mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return attend(q_nope, q_rope, latent[:, 0], k_rope[:, 0], up_k, up_v, absorbed=absorbed, key_mask=key_mask)
