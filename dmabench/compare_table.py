@@ -5,7 +5,7 @@ from typing import Any
 
 from dmabench.compare import COMPARED, STATUS_CHANGES, Compared, Comparison
 from dmabench.lints import names
-from dmabench.table_layout import SHAPES, SHARED, Layout, backend_id, significant
+from dmabench.table_layout import SETTINGS, Layout, backend_id, shared_and_differing, significant
 
 Row = dict[str, Any]
 
@@ -18,8 +18,7 @@ TIME_WORDS = {
     "kernel": "time of the kernel",
 }
 COLOURS = {"SLOWER": "red", "WORSE": "red", "FASTER": "green", "BETTER": "green", "UNSURE": "yellow", "SAME": "dim"}
-HEADERS = {"seqlen": "T", "window": "w", "batch": "B", "heads": "H", "kv_heads": "G", "head_dim": "D"}
-FIELDS = ("pass", "level", *SHAPES[:2], "delta", *SHAPES[2:], "dtype")
+FIELDS = tuple(field for field in SETTINGS if field not in ("device", "run"))
 
 
 def colour(line: Row) -> str:
@@ -31,16 +30,14 @@ def layout(comparison: Comparison, time: str, width: int | None = None) -> Layou
     """The cells that have a time in one run at least, in the order of A. A field that all share stands in the caption,
     a status where there is no time, and its reason under the table."""
     cells = [cell for cell in comparison.cells if cell.verdict != "NOT TIMED"]
-    values = {field: {cell.a[field] for cell in cells if cell.a.get(field) is not None} for field in FIELDS}
-    caption = [TIME_WORDS[time]]
-    caption += [f"{SHARED[field]}{next(iter(found))}" for field, found in values.items() if len(found) == 1]
+    shared, differing = shared_and_differing((cell.a for cell in cells), FIELDS)
+    caption = [TIME_WORDS[time], *shared]
     marks = _marks(cells)
     columns: dict[str, Callable[[Compared], str]] = {
         "backend": lambda cell: backend_id(cell.a) + ("*" if _paper(cell.a) else "")
     }
-    for field in FIELDS:
-        if len(values[field]) > 1:
-            columns[HEADERS.get(field, field)] = lambda cell, field=field: _text(cell.a.get(field))  # type: ignore[misc]
+    for header, show in differing.items():
+        columns[header] = lambda cell, show=show: show(cell.a)  # type: ignore[misc]
     columns |= {
         "A ms": lambda cell: _timed(cell.a, cell.a_ms, marks),
         "B ms": lambda cell: _timed(cell.b, cell.b_ms, marks),
@@ -139,7 +136,3 @@ def _timed(row: Row, ms: float | None, marks: dict[str, str]) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.3f}" if value < 10 else significant(value)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)

@@ -1,6 +1,6 @@
 """What stands in a table of rows, before anything draws it: which columns, which text, what is said once for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dmabench.speedups import same_as_baseline
@@ -26,6 +26,10 @@ SHARED = {
     "run": "run ",
 }
 
+HEADERS = {"seqlen": "T", "window": "w", "batch": "B", "heads": "H", "kv_heads": "G", "head_dim": "D"}
+SETTINGS = ("pass", "level", *SHAPES[:2], "delta", *SHAPES[2:], "dtype", "device", "run")
+"""Fields that are columns where rows differ in them, in this order."""
+
 
 class Layout(NamedTuple):
     """A table before it is drawn: headers, text cells, the line above and the notes below, and the row of each line."""
@@ -42,16 +46,33 @@ def backend_id(row: Row) -> str:
     return f"{row.get('function')}/{row.get('backend')}"
 
 
+def shared_and_differing(
+    rows: Iterable[Row], fields: Sequence[str] = SETTINGS
+) -> tuple[list[str], dict[str, Callable[[Row], str]]]:
+    """What a caption says of the fields that all rows share (a row that has none shares it too), and a column, its header
+    and its cell, for each field in which they differ."""
+    rows = list(rows)
+    values = {field: {row[field] for row in rows if row.get(field) is not None} for field in fields}
+    told = [
+        f"{words}{next(iter(values[field]))}"
+        for field, words in SHARED.items()
+        if field != "run" and len(values.get(field, ())) == 1
+    ]
+    columns: dict[str, Callable[[Row], str]] = {}
+    for field in fields:
+        if len(values[field]) > 1:
+            columns[HEADERS.get(field, field)] = lambda row, field=field: _text(row.get(field))  # type: ignore[misc]
+    return told, columns
+
+
 def layout(rows: list[Row], width: int | None = None) -> Layout:
     """Headers, cells, caption and notes of a table of these rows, at most `width` columns wide (None: any).
 
     A field that all rows share goes into the caption; where it gets too wide, columns are merged, then left out. A
     backend that could run nowhere, always for the same reason, is one line at the end."""
-    values = {field: list(dict.fromkeys(row[field] for row in rows if row.get(field) is not None)) for field in SHARED}
-    caption = " · ".join(
-        f"{words}{values[field][0]}" for field, words in SHARED.items() if len(values[field]) == 1 and field != "run"
-    )
-    rows = _one_line_a_missing_backend(rows, [field for field in SHARED if len(values[field]) > 1])
+    shared, differing = shared_and_differing(rows)
+    caption = " · ".join(shared)
+    rows = _one_line_a_missing_backend(rows, [field for field in SETTINGS if HEADERS.get(field, field) in differing])
     notes: list[str] = []
     marks = _reason_notes(rows, notes)
 
@@ -59,10 +80,7 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
     columns: dict[str, Callable[[Row], str]] = {
         "backend": lambda row: backend_id(row) + ("*" if _paper(row) else "") + ("†" if row.get("padded_heads") else "")
     }
-    headers = {"seqlen": "T", "window": "w", "batch": "B", "heads": "H", "kv_heads": "G", "head_dim": "D"}
-    for field in ("pass", "level", *SHAPES[:2], "delta", *SHAPES[2:], "dtype", "device", "run"):
-        if len(values[field]) > 1:
-            columns[headers.get(field, field)] = lambda row, field=field: _text(row.get(field))  # type: ignore[misc]
+    columns |= differing
     columns["status"] = lambda row: _text(row.get("status")) + marks.get(_reason(row), "")
     columns |= MEASURED
     for header in ("imp.", "plan", "kernel"):  # a layer is not timed in parts
