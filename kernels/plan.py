@@ -127,7 +127,7 @@ class Plan:
         if torch.compiler.is_compiling():
             return make()
         # The bias may be another delta than the one that the plan was made from. Holding it keeps its address its own.
-        mark = (delta_BGT.data_ptr(), delta_BGT.stride(), delta_BGT._version)
+        mark = _mark(delta_BGT)
         held = self._derived.get(("references", rows))
         if held is None or held[0] != mark:
             held = self._derived["references", rows] = (mark, make(), delta_BGT.detach())
@@ -196,12 +196,20 @@ def make_plan(delta_BGT: Tensor, window: int, *, key_mask: Tensor | None = None,
         )
     if fused_plan.usable(delta_BGT) and delta_BGT.dtype == torch.float32:
         listing = _gathers(window, key_len)
-        evict, finite, *alive = fused_plan.evictions(delta_BGT, window, key_mask, query_len, listing)
-        return Plan(window, query_len, evict, finite, (alive[0], alive[1]) if listing else None)
+        evict, finite, *alive, references = fused_plan.evictions(delta_BGT, window, key_mask, query_len, listing)
+        plan = Plan(window, query_len, evict, finite, (alive[0], alive[1]) if listing else None)
+        if not torch.compiler.is_compiling():
+            plan._derived["references", False] = (_mark(delta_BGT), references, delta_BGT.detach())
+        return plan
     finite = delta_BGT.detach().isfinite()
     if key_mask is not None:
         finite |= ~key_mask[:, None, :]
     return Plan(window, query_len, eviction_times(delta_BGT, window, key_mask), finite.all())
+
+
+def _mark(x: Tensor) -> tuple:
+    """Tells a tensor's values from those of others, for as long as it is held."""
+    return x.data_ptr(), x.stride(), x._version
 
 
 def _gathers(window: int, key_len: int) -> bool:

@@ -1,14 +1,17 @@
 """The plan in a handful of CUDA kernels, where tensor operations need hundreds: nothing is waited for, everything has a
 static size, a CUDA graph can capture it, and the same input gives the same plan.
 
-    thresholds.cu   rank of the window-th best key of each prefix that ends at a chunk of 2048 positions
-    evictions.cu    chunk by chunk, when each key stops being attended; which keys are alive when a chunk begins
-    key_lists.cu    for each block of 128 queries its keys
-    references.cu   for each block of queries what its scores are taken relative to
+    survivors.cu    of long sequences, which keys are alive where each stretch of positions begins
+    evictions.cu    chunk by chunk, when each key stops being attended; which keys are alive when a chunk begins; what
+                    the scores of each block of 128 queries are taken relative to
+    key_lists.cu    for each block of queries its keys
+    references.cu   what scores are taken relative to, where that is another delta or for each query
     key_order.cu    order of the keys, and tiles (for backward passes and FlexAttention)
 
 The definitions are those of lifetimes.py, key_lists.py, key_order.py and plan.make_tiles; tests hold the two equal.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -19,7 +22,11 @@ from dmabench.kernels.key_lists import BLOCK_Q, list_width
 from dmabench.kernels.key_order import SLAB
 from dmabench.kernels.operators import operator
 
-CHUNK = 2048
+_CHUNKS = (512, 1024, 2048)
+_BLOCKS_AT_ONCE = 264
+"""Blocks of plan_evictions that an H100 holds, two a multiprocessor. Chunks are as short as that allows."""
+_LONG = 65536
+"""Keys from which on sequences are cut into stretches: without, each chunk passes over all that came before it."""
 _WARPS_A_BLOCK = 8
 
 
@@ -28,32 +35,45 @@ def usable(x: Tensor) -> bool:
     return x.is_cuda and nvrtc.missing("cuda") is None
 
 
-def _chunks(key_len: int, query_len: int) -> tuple[int, int, int]:
-    """How far the chunks are shifted so that they begin where blocks of queries do, how many there are, and the first
-    that holds queries."""
+def _chunk(heads: int, key_len: int) -> int:
+    """Positions a block of plan_evictions has."""
+    return next((size for size in _CHUNKS if heads * -(-key_len // size) <= _BLOCKS_AT_ONCE), _CHUNKS[-1])
+
+
+def _stretch(key_len: int, window: int, chunk: int) -> int:
+    """Positions of a stretch, a power of two, or 0: then there are none. Passing over the keys before each stretch and
+    over those of the stretch before each of its chunks takes the least if a stretch is the root of key_len * chunk."""
+    length = 1 << round(math.log2(key_len * chunk) / 2)
+    return length if key_len >= _LONG and window <= length else 0
+
+
+def _cut(heads: int, key_len: int, query_len: int) -> tuple[int, int, int, int]:
+    """The size of a chunk, how far chunks are shifted so that they begin where blocks of queries do, how many there
+    are, and the first that holds queries."""
+    chunk = _chunk(heads, key_len)
     offset = key_len - query_len
-    shift = -offset % CHUNK
-    return shift, -(-(key_len + shift) // CHUNK), (offset + shift) // CHUNK
+    shift = -offset % chunk
+    return chunk, shift, -(-(key_len + shift) // chunk), (offset + shift) // chunk
 
 
 def _empty_evictions(
     delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None, query_len: int, listing: bool
 ) -> tuple[Tensor, ...]:
     B, G, T = delta_BGT.shape
-    window = min(window, T)
-    _, chunks, first_listed = _chunks(T, query_len)
-    listed = (chunks - first_listed, window) if listing else (0, 0)
+    _, _, chunks, first_listed = _cut(B * G, T, query_len)
+    listed = (chunks - first_listed, min(window, T), 2) if listing else (0, 0, 2)
     return (
         delta_BGT.new_empty(B, G, T, dtype=torch.int32),
         delta_BGT.new_empty(B, G, chunks, dtype=torch.bool),
         delta_BGT.new_empty(B, G, *listed, dtype=torch.int32),
         delta_BGT.new_empty(B, G, chunks, dtype=torch.int32),
+        delta_BGT.new_empty(B, G, -(-query_len // BLOCK_Q)),
     )
 
 
 def _evictions(
     delta_BGT: Tensor, window: int, key_mask_BT: Tensor | None, query_len: int, listing: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """When each key stops being attended (lifetimes.eviction_times), and what the key lists start from.
 
     Args:
@@ -62,20 +82,28 @@ def _evictions(
 
     Returns:
         evict int32 [B, G, T]; finite bool [B, G, chunks] (all must hold); alive int32 [B, G, chunks with queries,
-        window] (empty where not wanted) and alive_count int32 [B, G, chunks].
+        window, 2] (empty where not wanted) and alive_count int32 [B, G, chunks]; plan.Plan.references of this delta,
+        float32 [B, G, blocks].
     """
     B, G, T = delta_BGT.shape
     window = min(window, T)
-    shift, chunks, first_listed = _chunks(T, query_len)
+    chunk, shift, chunks, first_listed = _cut(B * G, T, query_len)
     delta = delta_BGT.detach().contiguous()
     mask = None if key_mask_BT is None else key_mask_BT.contiguous()
-    evict, finite, alive, alive_count = _empty_evictions(delta, window, mask, query_len, listing)
-    thresholds = torch.empty(B, G, chunks + 1, dtype=torch.int64, device=delta.device)
-    common = (delta, mask, thresholds)
-    launch("thresholds.cu", "plan_thresholds", (chunks + 1, B * G), 512, *common, T, G, window, shift)
-    outputs = (evict, alive if listing else None, alive_count, finite)
-    launch("evictions.cu", "plan_evictions", (chunks, B * G), 512, *common, *outputs, T, G, window, shift, first_listed)
-    return evict, finite, alive, alive_count
+    evict, finite, alive, alive_count, references = _empty_evictions(delta, window, mask, query_len, listing)
+    stretch = _stretch(T, window, chunk)
+    kept: tuple[Tensor | None, ...] = (None, None, None)
+    if stretch:
+        starts = (T - 1) // stretch
+        shape = (B, G, starts, -(-window // 4) * 4)
+        counts = delta.new_empty(B, G, starts, dtype=torch.int32)
+        kept = (delta.new_empty(shape), delta.new_empty(shape, dtype=torch.int32), counts)
+        launch("survivors.cu", "plan_survivors", (starts, B * G), 1024, delta, mask, *kept, T, G, window, stretch)
+    outputs = (evict, alive if listing else None, alive_count, finite, references)
+    sizes = (T, G, window, shift, first_listed, stretch, T - query_len)
+    inputs = (delta, mask, *kept)
+    launch("evictions.cu", "plan_evictions", (chunks, B * G), 512, *inputs, *outputs, *sizes, chunk=chunk)
+    return evict, finite, alive, alive_count, references
 
 
 def _empty_lists(evict_BGT, alive, alive_count, window, query_len):
@@ -90,11 +118,11 @@ def _key_lists(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three tensors of KeyLists, from what `evictions` returned with `listing`."""
     B, G, T = evict_BGT.shape
-    shift, chunks, first_listed = _chunks(T, query_len)
+    chunk, shift, chunks, first_listed = _cut(B * G, T, query_len)
     keys, full, count = _empty_lists(evict_BGT, alive, alive_count, window, query_len)
     inputs = (evict_BGT, alive, alive_count, keys, full, count)
-    sizes = (T, alive.shape[-1], shift, T - query_len, chunks, first_listed, keys.shape[-1])
-    launch("key_lists.cu", "plan_key_lists", (full.shape[-1], B * G), 256, *inputs, *sizes)
+    sizes = (T, alive.shape[-2], shift, T - query_len, chunks, first_listed, keys.shape[-1])
+    launch("key_lists.cu", "plan_key_lists", (full.shape[-1], B * G), 256, *inputs, *sizes, chunk=chunk)
     return keys, full, count
 
 

@@ -9,16 +9,18 @@ using uint64_t = unsigned long long;
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
+#ifdef CHUNK_KEYS
 // Positions are cut into chunks of CHUNK that start where blocks of queries do, so that no block of queries straddles
 // two of them: chunk k is [k * CHUNK - shift, (k + 1) * CHUNK - shift), cut to [0, T).
-constexpr int CHUNK = 2048;
-
-// "Every usable key outranks this": lower than the rank of any usable key, higher than that of an unusable one.
-constexpr uint64_t NO_THRESHOLD = 1ull << 32;
+constexpr int CHUNK = CHUNK_KEYS;
 
 __device__ __forceinline__ int chunk_start(int k, int shift, int T) {
     return min(max(k * CHUNK - shift, 0), T);
 }
+#endif
+
+// "Every usable key outranks this": lower than the rank of any usable key, higher than that of an unusable one.
+constexpr uint64_t NO_THRESHOLD = 1ull << 32;
 
 // A key's rank: its delta, then its position, so that no two are equal and the later of equal deltas wins.
 // An unusable key (padding, NaN) ranks below NO_THRESHOLD. Adding 0 makes -0.0 equal +0.0.
@@ -29,25 +31,16 @@ __device__ __forceinline__ uint64_t rank_of(float delta, bool usable, int positi
     return (uint64_t)ordered << 32 | (uint32_t)position;
 }
 
-__device__ __forceinline__ uint64_t load_rank(const float* delta, const unsigned char* key_mask, int position) {
-    return rank_of(delta[position], key_mask == nullptr || key_mask[position] != 0, position);
+// The delta whose rank has this upper half.
+__device__ __forceinline__ float delta_of(uint32_t ordered) {
+    return __uint_as_float(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
 }
 
-// The ranks of N (4) consecutive positions, 0 from `end` on; `aligned`: a vector load is allowed.
-template <int N>
-__device__ __forceinline__ void load_ranks(uint64_t* rank, const float* delta, const unsigned char* key_mask, int position,
-                                           int end, bool aligned) {
-    static_assert(N == 4, "one float4");
-    if (aligned && position + N <= end) {
-        const float4 d = *reinterpret_cast<const float4*>(delta + position);
-        const float values[N] = {d.x, d.y, d.z, d.w};
-#pragma unroll
-        for (int u = 0; u < N; ++u)
-            rank[u] = rank_of(values[u], key_mask == nullptr || key_mask[position + u] != 0, position + u);
-    } else {
-#pragma unroll
-        for (int u = 0; u < N; ++u) rank[u] = position + u < end ? load_rank(delta, key_mask, position + u) : 0;
-    }
+// A delta that makes a key unusable.
+#define UNUSABLE __uint_as_float(0x7fffffffu)
+
+__device__ __forceinline__ uint64_t load_rank(const float* delta, const unsigned char* key_mask, int position) {
+    return rank_of(delta[position], key_mask == nullptr || key_mask[position] != 0, position);
 }
 
 // Sum of `value` over the threads before this one; `total` over all of them. Two barriers: `sums` (a word a warp) may be

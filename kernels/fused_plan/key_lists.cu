@@ -39,10 +39,10 @@ __device__ __forceinline__ void append(Lists& s, Found& found, int* keys, const 
     found.mixed += total >> 16;
 }
 
-// grid (query blocks, heads). evict [heads, T]; alive, alive_count from plan_evictions; keys [heads, blocks, width];
-// full, count [heads, blocks].
+// grid (query blocks, heads). evict [heads, T]; alive, alive_count from plan_evictions, whose second numbers are as good
+// as evict here; keys [heads, blocks, width]; full, count [heads, blocks].
 extern "C" __global__ void __launch_bounds__(THREADS)
-plan_key_lists(const int* __restrict__ evict, const int* __restrict__ alive, const int* __restrict__ alive_count,
+plan_key_lists(const int* __restrict__ evict, const int2* __restrict__ alive, const int* __restrict__ alive_count,
                int* __restrict__ keys, int* __restrict__ full, int* __restrict__ count, int T, int window, int shift,
                int query_offset, int chunks, int first_listed, int width) {
     __shared__ Lists s;
@@ -60,10 +60,10 @@ plan_key_lists(const int* __restrict__ evict, const int* __restrict__ alive, con
 #pragma unroll
         for (int u = 0; u < EACH; ++u) {
             const int i = start + tid * EACH + u;
-            position[u] = i < listed ? alive[i] : -1;
+            const int2 key = i < listed ? alive[i] : make_int2(-1, -1);
+            position[u] = key.x;
+            until[u] = key.y;
         }
-#pragma unroll
-        for (int u = 0; u < EACH; ++u) until[u] = position[u] >= 0 ? evict[position[u]] : -1;
         append(s, found, keys, position, until, first, last);
     }
     for (int start = begin; start <= last; start += THREADS * EACH) {

@@ -9,14 +9,23 @@ from dmabench.kernels import nvrtc
 from dmabench.kernels.cuda_driver import Kernel
 
 FOLDER = Path(__file__).parent
-_kernels: dict[tuple[str, int], Kernel] = {}
+_kernels: dict[tuple[str, int, int], Kernel] = {}
 
 
-def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments: Any) -> None:
-    """Start kernel `name` of the file `source` in this folder, on the device of the first argument, a tensor."""
+def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments: Any, chunk: int = 0) -> None:
+    """Start kernel `name` of the file `source` in this folder, on the device of the first argument, a tensor.
+
+    Args:
+        chunk: positions of a chunk, for kernels that know of chunks.
+    """
     with torch.cuda.device_of(arguments[0]):
-        key = (name, torch.cuda.current_device())
+        key = (name, chunk, torch.cuda.current_device())
         kernel = _kernels.get(key)
         if kernel is None:  # nvrtc.kernel keeps it too, but finds it by path and options, which take longer to compare
-            kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name)
+            kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name, defines(chunk))
         kernel.launch(grid, block, 0, *arguments)
+
+
+def defines(chunk: int) -> dict[str, int]:
+    """What a source is compiled with."""
+    return {"CHUNK_KEYS": chunk} if chunk else {}

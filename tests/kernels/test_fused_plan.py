@@ -1,5 +1,6 @@
 """The fused plan against its definitions: its CUDA sources run on the CPU, and again on a card where there is one."""
 
+import numpy
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -85,13 +86,11 @@ def on_cpu(emulated):
     """The fused plan on CPU tensors: its kernels run by the emulator, its outputs poisoned before they are written."""
     sources = {}
 
-    def launch(source, name, grid, block, *arguments):
-        if source not in sources:
-            sources[source] = emulated(launching.FOLDER / source, {})
-        import numpy
-
+    def launch(source, name, grid, block, *arguments, chunk=0):
+        if (source, chunk) not in sources:
+            sources[source, chunk] = emulated(launching.FOLDER / source, launching.defines(chunk))
         sized = [numpy.int32(x) if isinstance(x, int) else x for x in arguments]
-        sources[source].launch(name, grid, block, 0, *sized)
+        sources[source, chunk].launch(name, grid, block, 0, *sized)
 
     def poisoned(tensor, *size, dtype=None):
         found = torch.empty(*size, dtype=dtype or tensor.dtype)
@@ -113,21 +112,49 @@ def on_cpu(emulated):
     w=st.one_of(st.integers(1, 300), st.integers(1, 5100)),
     rows=st.floats(0, 1),
     seed=st.integers(0, 10**6),
+    chunk=st.sampled_from(fused_plan._CHUNKS),
+    long=st.booleans(),
 )
-@example("iid", 1, 1, 1, 1, 1.0, 0)
-@example("iid", 1, 2, 4096, 512, 1.0, 0)  # chunks that end with the keys
-@example("constant", 1, 1, 4097, 100, 1.0, 0)
-@example("rising", 1, 1, 5000, 1, 0.5, 0)  # every key evicts another
-@example("falling", 1, 1, 5000, 64, 0.7, 0)  # nearly every key is dead on arrival
-@example("ties", 2, 2, 4500, 2200, 1.0, 3)
-@example("nan", 1, 2, 3000, 700, 0.4, 1)
-@example("left", 2, 1, 4100, 256, 0.9, 2)
-@example("nothing", 1, 1, 2100, 64, 0.3, 0)
-def test_is_what_the_definitions_say(on_cpu, kind, B, G, T, w, rows, seed):
+@example("iid", 1, 1, 1, 1, 1.0, 0, 512, False)
+@example("iid", 1, 2, 4096, 512, 1.0, 0, 512, True)  # chunks that end with the keys
+@example("constant", 1, 1, 4097, 100, 1.0, 0, 1024, False)
+@example("rising", 1, 1, 5000, 1, 0.5, 0, 2048, True)  # every key evicts another
+@example("falling", 1, 1, 5000, 64, 0.7, 0, 512, True)  # nearly every key is dead on arrival
+@example("ties", 2, 2, 4500, 2200, 1.0, 3, 2048, False)
+@example("ties", 1, 2, 4999, 1500, 0.6, 4, 1024, True)
+@example("nan", 1, 2, 3000, 700, 0.4, 1, 1024, False)
+@example("left", 2, 1, 4100, 256, 0.9, 2, 512, False)
+@example("sparse", 2, 1, 4999, 900, 1.0, 5, 2048, True)
+@example("nothing", 1, 1, 2100, 64, 0.3, 0, 512, False)
+def test_is_what_the_definitions_say(on_cpu, kind, B, G, T, w, rows, seed, chunk, long):
     query_len = max(1, round(rows * T))
     delta, key_mask = problem(kind, B, G, T, seed)
-    plan = make_plan(delta, w, key_mask=key_mask, query_len=query_len)
-    assert_as_defined(plan, delta, key_mask, w, query_len)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_plan, "_chunk", lambda heads, key_len: chunk)
+        patch.setattr(fused_plan, "_LONG", 0 if long else 1 << 30)
+        plan = make_plan(delta, w, key_mask=key_mask, query_len=query_len)
+        assert_as_defined(plan, delta, key_mask, w, query_len)
+
+
+def test_keys_that_one_histogram_does_not_tell_apart(on_cpu):
+    """Keys that share all but their last bits, and one far from them: the sample's bins tell them apart only later."""
+    T, w = 5000, 700
+    delta = 1 + torch.arange(T).roll(1234) * 2.0**-23
+    delta[::7] = 1
+    delta[17] = 1e30
+    assert_as_defined(make_plan(delta[None, None], w), delta[None, None], None, w, T)
+
+
+def test_an_address_that_vectors_cannot_be_loaded_from(on_cpu):
+    delta = problem("iid", 1, 1, 3001, 0)[0][..., 1:]
+    assert delta.data_ptr() % 16 and delta.is_contiguous()
+    assert_as_defined(make_plan(delta, 100), delta, None, 100, 3000)
+
+
+def test_chunks_fill_a_card_and_long_sequences_have_stretches():
+    assert [fused_plan._chunk(8, T) for T in (1, 8192, 32768, 131072, 1 << 20)] == [512, 512, 1024, 2048, 2048]
+    assert [fused_plan._stretch(T, 2048, 2048) for T in (32768, 131072, 1 << 20)] == [0, 16384, 65536]
+    assert fused_plan._stretch(131072, 16385, 2048) == 0  # more would be kept than passed over
 
 
 def test_takes_any_strides(on_cpu):
@@ -138,13 +165,14 @@ def test_takes_any_strides(on_cpu):
     assert_as_defined(make_plan(strided, 50, key_mask=key_mask), delta, key_mask, 50, 2500)
 
 
-SOURCES = ("thresholds.cu", "evictions.cu", "key_lists.cu", "key_order.cu", "references.cu")
+SOURCES = [(source, 0) for source in ("survivors.cu", "key_order.cu", "references.cu")]
+SOURCES += [(source, chunk) for source in ("evictions.cu", "key_lists.cu") for chunk in fused_plan._CHUNKS]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100"])
-@pytest.mark.parametrize("source", SOURCES)
-def test_compiles_without_spills_and_fits_two_blocks_a_multiprocessor(source, arch):
-    kernels = nvrtc.resources(nvrtc.compile_source(launching.FOLDER / source, arch).log)
+@pytest.mark.parametrize(("source", "chunk"), SOURCES)
+def test_compiles_without_spills_and_fits_two_blocks_a_multiprocessor(source, chunk, arch):
+    kernels = nvrtc.resources(nvrtc.compile_source(launching.FOLDER / source, arch, launching.defines(chunk)).log)
     assert kernels
     for name, used in kernels.items():
         assert used.spill_stores == used.spill_loads == used.stack == 0, name
