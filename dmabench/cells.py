@@ -95,7 +95,7 @@ def make_cells(settings: dict[str, str], known: Iterable[str], device: str, seed
         never = ("dense/sdpa-cudnn",) if device == "cpu" else ()
         names += [name for name in known if name.startswith("dense/sdpa-") and name not in never]
     windows = parse_sweep(settings["window"], "--window")
-    deltas = _words(settings["delta"], "--delta", DELTAS, also=("file:", "model:"))
+    deltas = delta_words(settings["delta"])
     axes = (
         _words(settings["pass"], "--pass", PASSES),
         _words(settings["level"], "--level", LEVELS),
@@ -151,6 +151,11 @@ def select_backends(patterns: str, known: list[str]) -> list[str]:
             raise Refusal(f"--backend {pattern!r} matches no backend; {hint}known are {', '.join(known)}")
         chosen.update(found)
     return [name for name in known if name in chosen]
+
+
+def delta_words(text: str) -> list[str]:
+    """Distributions and labels of files and models; Refusal for an unknown one."""
+    return _words(text, "--delta", DELTAS, also=("file:", "model:"))
 
 
 def _words(text: str, option: str, known: tuple[str, ...], also: tuple[str, ...] = ()) -> list[str]:

@@ -6,9 +6,11 @@ from typing import Any
 
 from dmabench.environment import device_name
 from dmabench.lints import lints
+from dmabench.mask_tables import layout
 from dmabench.run_folder import read_manifest, read_rows, read_samples
 from dmabench.runs import provenance
 from dmabench.speedups import add_speedups
+from dmabench.table_layout import WORDS
 from dmabench.tables import markdown_lines, markdown_table
 
 Row = dict[str, Any]
@@ -41,6 +43,9 @@ def _run(path: Path) -> str:
     elif any(row.get("function") for row in rows):
         rows = add_speedups(rows)
         parts, notes = iter([markdown_table(rows)]), lints(rows, manifest.get("gpu_state"))
+    elif manifest.get("command") == "mask":
+        shown = layout(rows)
+        parts, notes = iter([f"{shown.caption}\n\n{markdown_lines(shown.headers, shown.cells, WORDS)}"]), shown.notes
     else:
         parts, notes = iter([_every_field(rows)]), []
     told = "\n".join(f"- {note}" for note in [*notes, *problems])

@@ -17,7 +17,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("dmabench ")
 ]
-LOOK = ("report", "export", "list", "doctor", "env")
+LOOK = ("report", "mask", "export", "list", "doctor", "env")
 """Commands that measure nothing, and have no --dry-run."""
 
 
