@@ -65,9 +65,9 @@ def forward(
         q,
         len(visits) == 3,
         _query_blocks(q),
-        (q, k, v, delta.contiguous(), evict, origins, *visits, *_NOTHING[len(visits) :], out, lse, relative_lse),
+        (q, k, v, delta.contiguous(), evict, origins, *visits, *NOTHING[len(visits) :], out, lse, relative_lse),
         (q, k, v),
-        (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
+        (*sizes_of(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
     return out, lse, relative_lse
@@ -101,15 +101,15 @@ def backward(
         q,
         len(visits) == 3,
         _query_blocks(q),
-        (q, k, v, dout, delta, evict, origins, *visits, *_NOTHING[len(visits) :], out, relative_lse, rowsum, dq),
+        (q, k, v, dout, delta, evict, origins, *visits, *NOTHING[len(visits) :], out, relative_lse, rowsum, dq),
         (q, k, v, dout),
-        (*_sizes(q, k), numpy.int32(visits[0].shape[-1])),
+        (*sizes_of(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
     order, *ranges, ends = tiles
     blocks = min(_blocks_at_once(q.device), ends.numel())
     parts = relative_lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _THREADS, 4))
-    sizes = (*_sizes(q, k), numpy.int32(delta.shape[:2].numel()))
+    sizes = (*sizes_of(q, k), numpy.int32(delta.shape[:2].numel()))
     _launch(
         "backward_dkdv",
         q,
@@ -142,7 +142,7 @@ def _blocks_at_once(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-_NOTHING = (None,) * 4
+NOTHING = (None,) * 4
 
 
 def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided, sizes, scale: float) -> None:
@@ -151,7 +151,7 @@ def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided,
         return
     source = "backward_dkdv" if name == "backward_join" else name
     kernel = nvrtc.kernel(FOLDER / f"{source}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
-    strides = [integer for x in strided for integer in _strides(x)]
+    strides = [integer for x in strided for integer in strides_of(x)]
     shared = shared_bytes(name, q.shape[3])
     kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
 
@@ -160,12 +160,12 @@ def _query_blocks(q: Tensor) -> int:
     return q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q)
 
 
-def _sizes(q: Tensor, k: Tensor) -> tuple[numpy.int32, ...]:
+def sizes_of(q: Tensor, k: Tensor) -> tuple[numpy.int32, ...]:
     numbers = (k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2])
     return tuple(map(numpy.int32, numbers))
 
 
-def _strides(x: Tensor) -> tuple[numpy.int64, numpy.int64, numpy.int32]:
+def strides_of(x: Tensor) -> tuple[numpy.int64, numpy.int64, numpy.int32]:
     """Of batch, head and row, in bytes."""
     batch, head, row, _ = x.stride()
     return numpy.int64(batch * 2), numpy.int64(head * 2), numpy.int32(row * 2)

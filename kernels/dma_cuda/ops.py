@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmabench.kernels.dma_cuda import launch
+from dmabench.kernels.dma_cuda import hopper, launch
 from dmabench.kernels.operators import operator
 
 
@@ -20,7 +20,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See launch.forward. `tiles` is what launch.backward takes, or empty if there will be no backward."""
     with torch.cuda.device_of(q):
-        return launch.forward(q, k, v, delta, evict, origins, visits, scale)
+        run = hopper.forward if hopper.usable(q) else launch.forward
+        return run(q, k, v, delta, evict, origins, visits, scale)
 
 
 def _empty_forward(q, k, v, delta, evict, origins, visits, tiles, scale):

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmabench.kernels import dma_flex, flex, reference, registry
+from dmabench.kernels import dma_flex, flex, nvrtc, reference, registry
+from dmabench.kernels.cuda_driver import PackedArguments
 from dmabench.kernels.lifetimes import eviction_times_by_heap
 
 # What one rounding to the dtype costs, with room for the sums of a short row.
@@ -241,3 +242,29 @@ def emulated(emulator, tmp_path_factory) -> Callable[..., Any]:
         return emulator.emulated(source, defines or {}, folder, kernels)
 
     return build
+
+
+@pytest.fixture
+def kernels_on_cpu(emulated, monkeypatch) -> None:
+    """Kernels that the package asks for run on CPU tensors, emulated."""
+
+    def kernel(source, name, defines):
+        kernels = emulated(source, defines)
+
+        def start(grid, block, shared_bytes, *arguments):
+            PackedArguments(arguments).fill(arguments)  # the driver takes these types, too
+            kernels.launch(name, grid, block, shared_bytes, *arguments)
+
+        return SimpleNamespace(launch=start)
+
+    monkeypatch.setattr(nvrtc, "kernel", kernel)
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> None:
+    """What a kernel does not write is NaN."""
+    monkeypatch.setattr(
+        torch.Tensor,
+        "new_empty",
+        lambda x, shape, dtype=None: torch.full(shape, torch.nan, dtype=dtype or x.dtype, device=x.device),
+    )

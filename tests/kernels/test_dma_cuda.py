@@ -1,42 +1,18 @@
 """The CUDA kernels of dma/cuda, run on the CPU by the emulator and, where there is one, on a GPU."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from dmabench.kernels import Problem, dma_cuda, dynamic_mask_attention, make_plan, nvrtc, reference
-from dmabench.kernels.cuda_driver import PackedArguments
 from dmabench.kernels.dma_cuda import launch, ops
 
 BF16, FP16 = torch.bfloat16, torch.float16
 
 
 @pytest.fixture
-def on_cpu(emulated, monkeypatch):
+def on_cpu(kernels_on_cpu, monkeypatch):
     """Lets the package run on CPU tensors: its kernels are emulated, and blocks of dk and dv share tiles."""
-
-    def kernel(source, name, defines):
-        kernels = emulated(source, defines)
-
-        def start(grid, block, shared_bytes, *arguments):
-            PackedArguments(arguments).fill(arguments)  # the driver takes these types, too
-            kernels.launch(name, grid, block, shared_bytes, *arguments)
-
-        return SimpleNamespace(launch=start)
-
-    monkeypatch.setattr(nvrtc, "kernel", kernel)
     monkeypatch.setattr(launch, "_blocks_at_once", lambda _: 3)
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """What a kernel does not write is NaN."""
-    monkeypatch.setattr(
-        torch.Tensor,
-        "new_empty",
-        lambda x, shape, dtype=None: torch.full(shape, torch.nan, dtype=dtype or x.dtype, device=x.device),
-    )
 
 
 def padded(B, T):

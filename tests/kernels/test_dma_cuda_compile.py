@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmabench.kernels import nvrtc
-from dmabench.kernels.dma_cuda import launch
+from dmabench.kernels.dma_cuda import hopper, launch
 
 pytestmark = pytest.mark.skipif(nvrtc.missing("cuda") is not None, reason=str(nvrtc.missing("cuda")))
 
@@ -63,3 +63,25 @@ def test_two_blocks_share_a_multiprocessor(source):
     """Of the 227 KiB of an H100, of which each block also takes 1 KiB; one block fits the 99 KiB of a smaller card."""
     used = launch.shared_bytes(source, 128)
     assert 2 * (used + 1024) <= 227 << 10 and used <= 99 << 10
+
+
+HOPPER_VARIANTS = [
+    pytest.param(head_dim, dtype, gathers, groups, id=f"{head_dim}-{name}-{order}-{groups}")
+    for head_dim in launch.HEAD_DIMS
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16))
+    for order, gathers in (("gathered", True), ("in order", False))
+    for groups in (1, 2)
+    if gathers or dtype == torch.bfloat16
+]
+
+
+@pytest.mark.parametrize(("head_dim", "dtype", "gathers", "groups"), HOPPER_VARIANTS)
+def test_hopper_forward_fits_the_registers(head_dim, dtype, gathers, groups):
+    """No spill, and no product that ptxas makes wait for another ("serialized", it says)."""
+    began = time.process_time()
+    defines = hopper.variant(head_dim, groups).defines(head_dim, dtype, gathers)
+    compiled = nvrtc.compile_source(launch.FOLDER / "hopper_forward.cu", "sm_90a", defines)
+    assert time.process_time() - began < 5, "seconds to compile"
+    assert "warning" not in compiled.log and "serialized" not in compiled.log
+    (used,) = nvrtc.resources(compiled.log).values()
+    assert used.registers * 384 <= 65536 and used.spill_stores == used.spill_loads == 0

@@ -24,4 +24,6 @@
 #include "warp.h"
 #include "memory.h"
 #include "primitives.h"
+#include "asynchrony.h"
+#include "wgmma.h"
 #include "launch.h"

@@ -66,8 +66,8 @@ def emulated(
         raise EmulatorError(f"{source.name} has no kernels")
     unit = "".join(
         [
-            '#include "cuda_on_cpu.h"\n',
             *(f"#define {name} {value}\n" for name, value in sorted(defines.items())),
+            '#include "cuda_on_cpu.h"\n',
             # Not visible outside, so that all shared memory ends up in one section.
             f'namespace {{\n#include "{source.resolve()}"\n}}\n',
             *(_ENTRY.format(name=name) for name in kernels),

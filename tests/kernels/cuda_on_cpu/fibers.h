@@ -1,4 +1,4 @@
-// The threads of a block as fibers, their scheduler, and barriers.
+// The threads of a block as fibers, their scheduler, and barriers of the whole block.
 //
 // A fiber starts on a stack of its own by makecontext; from then on switches are _setjmp and _longjmp, which make no
 // system call. A fiber whose thread has finished waits for the next block.
@@ -23,12 +23,18 @@ alignas(1024) static unsigned char dynamic_shared[SHARED_BYTES];
 
 struct Fiber;
 using Combine = void (*)(Fiber* const lanes[32], unsigned mask);
-enum class State { READY, AT_BARRIER, IN_WARP, DONE };
+enum class State { READY, AT_BARRIER, IN_WARP, WAITING, DONE };
 
 struct Copy {
     void* to;
     const void* from;  // null: zeros
     int bytes, group;
+};
+
+// An arrival at a barrier in shared memory when all copies up to some number have been made.
+struct LateArrival {
+    void* barrier;
+    size_t copies;
 };
 
 struct Fiber {
@@ -49,6 +55,13 @@ struct Fiber {
     void* slot;        // its operands and results
     std::vector<Copy> copies;
     int copy_group = 0;
+    size_t copies_made = 0;
+    std::vector<LateArrival> arrivals;
+    bool (*ready)(const Fiber&);  // of one that is WAITING, and what for
+    void* awaited;
+    uint64_t awaited_phase;
+    uint64_t fenced_at;               // when it last made writes visible to wgmma
+    std::vector<size_t> not_visible;  // pieces of shared memory that it has copied since
 };
 
 static Fiber fibers[MAX_THREADS];
@@ -88,6 +101,8 @@ __attribute__((noinline)) inline void wait() {
 }
 
 inline bool try_combine(const Fiber& one);
+inline void start_asynchrony(Fiber& fiber);
+inline bool complete_an_arrival(Fiber& fiber);
 
 inline void fiber_main() {
     for (;;) {
@@ -121,6 +136,7 @@ inline void prepare(Fiber& fiber, int index) {
     fiber.thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     fiber.state = State::READY;
     fiber.copies.clear();
+    start_asynchrony(fiber);
     if (fiber.started) return;
     if (fiber.stack == nullptr) {
         void* stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -184,6 +200,7 @@ __attribute__((noinline)) inline bool run_block(size_t shared_bytes, bool revers
         going = false;
         for (int i = 0; i < block_threads; ++i) {
             Fiber& fiber = fibers[reversed ? block_threads - 1 - i : i];
+            if (fiber.state == State::WAITING && fiber.ready(fiber)) fiber.state = State::READY;
             if (fiber.state != State::READY) continue;
             going = true;
             if (!run(fiber)) return false;
@@ -193,7 +210,10 @@ __attribute__((noinline)) inline bool run_block(size_t shared_bytes, bool revers
         for (int i = 0; i < block_threads; ++i) all_done &= fibers[i].state == State::DONE;
         if (all_done) break;
         if (release_barrier()) going = true;
-        else if (!going) fail("nobody can go on: %s", who_waits());
+        // Copies take as long as others have something to do.
+        for (int i = 0; i < block_threads && !going; ++i)
+            going = complete_an_arrival(fibers[reversed ? block_threads - 1 - i : i]);
+        if (!going) fail("nobody can go on: %s", who_waits());
     }
     if (_setjmp(scheduler) != 0) return false;
     for (int i = 0; i < block_threads; ++i)
@@ -203,6 +223,18 @@ __attribute__((noinline)) inline bool run_block(size_t shared_bytes, bool revers
     if (count > 0 && (*beyond != 0xff || memcmp(beyond, beyond + 1, count - 1) != 0))
         fail("wrote beyond the %zu bytes of dynamic shared memory of the launch", shared_bytes);
     return true;
+}
+
+inline void wait_until(const char* what, bool (*ready)(const Fiber&), void* awaited, uint64_t phase, const char* file, int line) {
+    current->awaited = awaited;
+    current->awaited_phase = phase;
+    if (ready(*current)) return;
+    current->state = State::WAITING;
+    current->what = what;
+    current->ready = ready;
+    current->file = file;
+    current->line = line;
+    wait();
 }
 
 inline void at_barrier(const char* what, int predicate, const char* file, int line) {

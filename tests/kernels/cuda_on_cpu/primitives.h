@@ -94,6 +94,15 @@ inline void cp_async(void* shared, const void* global, int bytes, bool valid) {
     current->copies.push_back({shared, valid ? global : nullptr, bytes, current->copy_group});
 }
 
+inline void copied(Fiber& fiber, const Copy& copy);
+inline void arrive_where_copied(Fiber& fiber);
+
+inline void make_copy(Fiber& fiber, const Copy& copy) {
+    if (copy.from != nullptr) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+    copied(fiber, copy);
+}
+
 }  // namespace cuda_on_cpu
 
 inline void mma_m16n8k16_f32_bf16(float d[4], const uint32_t a[4], const uint32_t b[2], WHERE) {
@@ -120,11 +129,9 @@ inline void cp_async_4(void* shared, const void* global, bool valid) { cuda_on_c
 inline void cp_async_commit() { ++cuda_on_cpu::current->copy_group; }
 template <int N>
 inline void cp_async_wait() {
-    const int group = cuda_on_cpu::current->copy_group;
-    std::erase_if(cuda_on_cpu::current->copies, [&](const cuda_on_cpu::Copy& copy) {
-        if (copy.group >= group - N) return false;
-        if (copy.from != nullptr) memcpy(copy.to, copy.from, copy.bytes);
-        else memset(copy.to, 0, copy.bytes);
-        return true;
-    });
+    cuda_on_cpu::Fiber& fiber = *cuda_on_cpu::current;
+    size_t made = 0;
+    while (made < fiber.copies.size() && fiber.copies[made].group < fiber.copy_group - N) make_copy(fiber, fiber.copies[made++]);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + made);
+    cuda_on_cpu::arrive_where_copied(fiber);
 }

@@ -1,0 +1,119 @@
+"""The forward for Hopper (hopper_forward.cu): where it serves, which variant of it, and its launch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy
+import torch
+from torch import Tensor
+
+from dmabench.kernels import nvrtc
+from dmabench.kernels.dma_cuda import launch
+
+ENABLED = False
+"""Off until it has been measured on a card: then the plain path serves Hopper, too."""
+
+_THREADS = 384
+_Q_TILE = 64
+_WARPGROUPS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How hopper_forward.cu is compiled and launched."""
+
+    keys: int
+    """Keys of a step: 64, 96 or 128."""
+    heads: int
+    """Query heads of a block, which share what it gathers: 1 or 2."""
+    stages: int
+    """Steps whose keys shared memory holds."""
+    pingpong: bool = False
+    """The two computing warpgroups start products by turns."""
+    copier_fences: bool = True
+    """The copying warps wait for their copies and make them visible; if not, the computing ones make them visible."""
+    persistent: bool = True
+    """One block a multiprocessor, which takes one task after another; if not, one block a task."""
+
+    def defines(self, head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
+        return launch.defines(head_dim, dtype, gathers) | {
+            "KEYS_OF_STEP": self.keys,
+            "HEADS": self.heads,
+            "STAGES": self.stages,
+            "PINGPONG": int(self.pingpong),
+            "COPIER_FENCES": int(self.copier_fences),
+        }
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Dynamic shared memory, as struct Shared of hopper_block.cuh lays it out."""
+        row, slots = 2 * head_dim, self.stages + 1
+        queries = _WARPGROUPS * self.heads * _Q_TILE * row
+        return queries + 2 * self.stages * self.keys * row + slots * (self.keys * 12 + 4) + 4 * self.stages * 8
+
+
+def variant(head_dim: int, groups: int) -> Variant:
+    """The variant for `groups` query heads a key/value head."""
+    if head_dim == 64:
+        return Variant(128, 2, 5) if groups % 2 == 0 else Variant(128, 1, 6)
+    return Variant(64, 2, 4) if groups % 2 == 0 else Variant(128, 1, 2)
+
+
+def usable(q: Tensor) -> bool:
+    """Whether `forward` serves this call rather than launch.forward."""
+    return ENABLED and _is_hopper(q.device)
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    origins: Tensor,
+    visits: Sequence[Tensor],
+    scale: float,
+    chosen: Variant | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as launch.forward, which says what the arguments and results are."""
+    groups = q.shape[1] // k.shape[1]
+    chosen = chosen or variant(q.shape[3], groups)
+    q, k, v = map(launch.addressable, (q, k, v))
+    out = q.new_empty(q.shape)
+    lse, relative_lse = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
+    rows = q.shape[0] * q.shape[1] // chosen.heads
+    tasks = rows * -(-q.shape[2] // launch.BLOCK_Q)
+    if not tasks:
+        return out, lse, relative_lse
+    defines = chosen.defines(q.shape[3], q.dtype, len(visits) == 3)
+    kernel = nvrtc.kernel(launch.FOLDER / "hopper_forward.cu", "dma_hopper_forward", defines)
+    pointers = (
+        q,
+        k,
+        v,
+        delta.contiguous(),
+        evict,
+        origins,
+        *visits,
+        *launch.NOTHING[len(visits) :],
+        out,
+        lse,
+        relative_lse,
+    )
+    strides = [integer for x in (q, k, v) for integer in launch.strides_of(x)]
+    sizes = (*launch.sizes_of(q, k), numpy.int32(visits[0].shape[-1]), numpy.int32(rows))
+    blocks = min(tasks, _multiprocessors(q.device)) if chosen.persistent else tasks
+    shared = chosen.shared_bytes(q.shape[3])
+    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
+    return out, lse, relative_lse
