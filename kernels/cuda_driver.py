@@ -59,7 +59,7 @@ class Kernel:
             packed = self._arguments.packed = PackedArguments(arguments)
         pointers = packed.fill(arguments)
         x, y, z = (*grid, 1, 1)[:3]
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+        stream = torch._C._cuda_getCurrentRawStream(self.device)  # current_stream makes an object, which costs a launch
         call = (self._function, x, y, z, block, 1, 1, shared_bytes, stream, pointers, 0)
         (status,) = driver.cuLaunchKernel(*call)
         if status == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # a thread in which torch has not been yet
@@ -76,7 +76,10 @@ class PackedArguments:
     """
 
     def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self._pack = struct.Struct("=" + "".join(_format(x) for x in arguments)).pack_into
+        formats = [_format(x) for x in arguments]
+        self._pack = struct.Struct("=" + "".join(formats)).pack_into
+        self._tensors = [i for i, x in enumerate(arguments) if x is None or isinstance(x, torch.Tensor)]
+        self._scalars = [i for i, x in enumerate(arguments) if isinstance(x, ctypes._SimpleCData)]
         self._values = ctypes.create_string_buffer(8 * max(1, len(arguments)))
         first = ctypes.addressof(self._values)
         self._pointers = (ctypes.c_void_p * len(arguments))(*range(first, first + 8 * len(arguments), 8))
@@ -84,24 +87,16 @@ class PackedArguments:
 
     def fill(self, arguments: tuple[Any, ...]) -> int:
         """Write the values of this launch; returns the address of the array of pointers."""
-        self._pack(self._values, 0, *[_value(x) for x in arguments])
+        values = list(arguments)
+        for i in self._tensors:
+            values[i] = 0 if values[i] is None else values[i].data_ptr()
+        for i in self._scalars:
+            values[i] = values[i].value
+        self._pack(self._values, 0, *values)
         return self.address
 
     def values(self) -> bytes:
         return self._values.raw
-
-
-def _value(argument: Any) -> Any:
-    kind = type(argument)  # asked for by identity first: this runs for every argument of every launch
-    if kind is torch.Tensor:
-        return argument.data_ptr()
-    if kind is int or kind is float or kind is numpy.int32:
-        return argument
-    if argument is None:
-        return 0
-    if isinstance(argument, torch.Tensor):
-        return argument.data_ptr()
-    return argument.value if isinstance(argument, ctypes._SimpleCData) else argument
 
 
 _FORMATS = {

@@ -1,13 +1,15 @@
 """The operator: one function, interchangeable backends."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from dmabench.kernels import registry
+from dmabench.kernels.operators import traced
 from dmabench.kernels.plan import Plan, make_plan
-from dmabench.kernels.registry import Problem, Unsupported, wants_gradient
+from dmabench.kernels.registry import Backend, Problem, Unsupported, wants_gradient
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -52,7 +54,10 @@ def dynamic_mask_attention(
         ValueError: shapes, dtypes or a window that do not fit, an unknown backend, a non-finite delta.
         Unsupported: the backend asked for cannot do this; the message says why.
     """
-    _check(q, k, v, delta)
+    backward = wants_gradient(q, k, v, delta)
+    shapes, dtypes = (q.shape, k.shape, v.shape, delta.shape), (q.dtype, k.dtype, v.dtype, delta.dtype)
+    choose = _choose_once if q.is_cuda and not traced() else _choose
+    chosen = choose(backend, window, backward, shapes, dtypes, (q.device, k.device, v.device, delta.device))
     if plan is None:
         plan = make_plan(delta, window, key_mask=key_mask, query_len=q.shape[2])
     elif key_mask is not None:
@@ -64,23 +69,6 @@ def dynamic_mask_attention(
         )
     if check_finite:
         plan.require_finite()
-    backward = wants_gradient(q, k, v, delta)
-    problem = Problem(
-        device=q.device.type,
-        dtype=q.dtype,
-        batch=q.shape[0],
-        heads=q.shape[1],
-        kv_heads=k.shape[1],
-        query_len=q.shape[2],
-        key_len=k.shape[2],
-        head_dim=q.shape[3],
-        window=window,
-        backward=backward,
-    )
-    chosen = registry.get(f"dma/{_choose(problem) if backend == 'auto' else backend}")
-    refusal = chosen.refusal(problem)
-    if refusal:
-        raise Unsupported(f"{chosen.id}: {refusal}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     out, lse = chosen.attend(q, k, v, delta=delta, plan=plan, scale=scale)
     if not return_lse:
@@ -90,32 +78,54 @@ def dynamic_mask_attention(
     return out, lse
 
 
-def _choose(problem: Problem) -> str:
+def _choose(
+    backend: str,
+    window: int,
+    backward: bool,
+    shapes: tuple[torch.Size, ...],
+    dtypes: tuple[torch.dtype, ...],
+    devices: tuple[torch.device, ...],
+) -> Backend:
+    """The backend for q, k, v and delta of these shapes, dtypes and devices, or an error of dynamic_mask_attention."""
+    q, k, v, delta = shapes
+    _check_shapes(q, k, v)
+    if dtypes[0] not in DTYPES or len(set(dtypes[:3])) > 1:
+        raise ValueError(f"q, k, v must share one of {DTYPES}, got {', '.join(map(str, dtypes[:3]))}")
+    wanted = (torch.float32, torch.float64) if dtypes[0] == torch.float64 else (torch.float32,)
+    if delta != k[:3] or dtypes[3] not in wanted:
+        raise ValueError(f"delta must be float32 {tuple(k[:3])}, got {dtypes[3]} {tuple(delta)}")
+    if len(set(devices)) > 1:
+        names = sorted(set(map(str, devices)))
+        raise ValueError(f"q, k, v and delta are on different devices: {', '.join(names)}")
+    (B, H, Tq, D), (_, G, Tk, _) = q, k
+    problem = Problem(devices[0].type, dtypes[0], B, H, G, Tq, Tk, D, window, backward)
+    chosen = registry.get(f"dma/{_fastest(problem) if backend == 'auto' else backend}")
+    refusal = chosen.refusal(problem)
+    if refusal:
+        raise Unsupported(f"{chosen.id}: {refusal}")
+    return chosen
+
+
+_choose_once = lru_cache(maxsize=1024)(_choose)
+"""For calls on a card, which come again and again: to check and choose anew takes the host longer than a launch."""
+
+
+def _check_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> None:
+    if len(q) != 4 or len(k) != 4 or k != v:
+        raise ValueError(f"q must be [B, H, Tq, D] and k, v [B, G, Tk, D], got {tuple(q)}, {tuple(k)}, {tuple(v)}")
+    (B, H, Tq, D), (_, G, Tk, _) = q, k
+    if k[0] != B or k[3] != D:
+        raise ValueError(f"q {tuple(q)} and k {tuple(k)} differ in batch or head dimension")
+    if G == 0 or H % G:
+        raise ValueError(f"{H} query heads cannot share {G} key/value heads evenly: H must be a multiple of G")
+    if Tq > Tk:
+        raise ValueError(f"{Tq} queries for {Tk} keys: the queries are the last of the keys' positions")
+
+
+def _fastest(problem: Problem) -> str:
     """The fastest that does not refuse: on an H100 dma/cuda forward, dma/triton where a backward follows
     (results/LOG.md, 2026-11-24); on a CPU the reference, which has a backward and nothing to compile."""
     if problem.device == "cpu":
         return "reference"
     fastest_first = ("triton", "cuda", "flex") if problem.backward else ("cuda", "triton", "flex")
     return next((name for name in fastest_first if not registry.get(f"dma/{name}").refusal(problem)), "reference")
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, delta: Tensor) -> None:
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise ValueError(
-            f"q must be [B, H, Tq, D] and k, v [B, G, Tk, D], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    (B, H, Tq, D), (_, G, Tk, _) = q.shape, k.shape
-    if k.shape[0] != B or k.shape[3] != D:
-        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} differ in batch or head dimension")
-    if G == 0 or H % G:
-        raise ValueError(f"{H} query heads cannot share {G} key/value heads evenly: H must be a multiple of G")
-    if Tq > Tk:
-        raise ValueError(f"{Tq} queries for {Tk} keys: the queries are the last of the keys' positions")
-    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(f"q, k, v must share one of {DTYPES}, got {q.dtype}, {k.dtype}, {v.dtype}")
-    wanted = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
-    if delta.shape != (B, G, Tk) or delta.dtype not in wanted:
-        raise ValueError(f"delta must be float32 {(B, G, Tk)}, got {delta.dtype} {tuple(delta.shape)}")
-    devices = {x.device for x in (q, k, v, delta)}
-    if len(devices) > 1:
-        raise ValueError(f"q, k, v and delta are on different devices: {', '.join(sorted(map(str, devices)))}")

@@ -19,11 +19,14 @@ from dmabench.kernels.importance_kernels import (
 )
 from dmabench.kernels.operators import operator
 from dmabench.kernels.registry import wants_gradient
+from dmabench.kernels.triton_launcher import Launcher
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEADS = 64
 _BACKWARD_PROGRAMS = 1056
 """At least so many where there are enough rows: 8 for each of an H100's 132 processors."""
+
+_launch_forward, _launch_backward = Launcher(forward_kernel), Launcher(backward_kernel)
 
 
 def importance(v_BGTD: Tensor, weight: Tensor, gate: Tensor, parametrisation: str = "exp") -> Tensor:
@@ -41,16 +44,12 @@ def _forward(v: Tensor, weight: Tensor, gate: Tensor, exp: bool, keep_sample: bo
     delta, sample = _outputs(v, keep_sample)
     if delta.numel() > 0:
         with torch.cuda.device_of(v):
-            forward_kernel[B * -(-T // BLOCK_T),](
-                v,
-                weight.contiguous(),
-                gate.contiguous(),
-                delta,
-                sample,
-                T,
-                *v.stride()[:3],
-                **forward_constants(v.dtype, G, D, exp, keep_sample),
-                **FORWARD_OPTIONS,
+            _launch_forward(
+                B * -(-T // BLOCK_T),
+                (v, weight.contiguous(), gate.contiguous(), delta, sample),
+                (T, *v.stride()[:3]),
+                (v.dtype, weight.dtype, gate.dtype, G, D, exp, keep_sample),
+                lambda: forward_constants(v.dtype, G, D, exp, keep_sample) | FORWARD_OPTIONS,
             )
     return delta, sample
 
@@ -79,22 +78,12 @@ def _backward(
     d_gate = torch.empty(B * splits, G, dtype=torch.float32, device=v.device)
     if d_weight.numel() > 0:
         with torch.cuda.device_of(v):
-            backward_kernel[B * splits * columns,](
-                d_delta.contiguous(),
-                v,
-                weight.contiguous(),
-                gate.contiguous(),
-                sample,
-                dv,
-                d_weight,
-                d_gate,
-                T,
-                splits,
-                triton.cdiv(blocks, splits),
-                *v.stride()[:3],
-                *dv.stride()[:3],
-                **constants,
-                **backward_options(G),
+            _launch_backward(
+                B * splits * columns,
+                (d_delta.contiguous(), v, weight.contiguous(), gate.contiguous(), sample, dv, d_weight, d_gate),
+                (T, splits, triton.cdiv(blocks, splits), *v.stride()[:3], *dv.stride()[:3]),
+                (v.dtype, weight.dtype, gate.dtype, d_delta.dtype, G, D, exp),
+                lambda: constants | backward_options(G),
             )
     return dv, d_weight.sum(0).to(weight.dtype), d_gate.sum(0).to(gate.dtype)
 

@@ -33,22 +33,25 @@ def operator(
     registered = torch.library.custom_op(f"dmabench::{name}", function, mutates_args=mutates)
     registered.register_fake(empty)
     if setup is None or gradients is None:
-        return lambda *arguments: (registered if _traced() else function)(*arguments)
+        return lambda *arguments: (registered if traced() else function)(*arguments)
     registered.register_autograd(gradients, setup_context=setup)
     differentiable = _differentiable(function, setup, gradients)
 
     def call(*arguments: Any) -> Any:
-        if _traced():
+        if traced():
             return registered(*arguments)
-        if wants_gradient(*(x for x in arguments if isinstance(x, Tensor))):
+        if torch.is_grad_enabled() and wants_gradient(*(x for x in arguments if isinstance(x, Tensor))):
             return differentiable.apply(*arguments)
         return function(*arguments)
 
     return call
 
 
-def _traced() -> bool:
-    """torch 2.11 traces the backward of an operator on fake tensors without saying that it compiles."""
+def traced() -> bool:
+    """Does torch record this call rather than run it?
+
+    torch 2.11 traces the backward of an operator on fake tensors without saying that it compiles.
+    """
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 

@@ -6,17 +6,23 @@ plan's tiles of 64 keys, and order the keys' order (see plan.py). The backward n
 the tiles where it does not gather. Scores are computed relative to `references` (see Plan.references).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dmabench.kernels.dma_triton.backward_keys import backward_keys_kernel
 from dmabench.kernels.dma_triton.backward_queries import backward_queries_kernel
-from dmabench.kernels.dma_triton.configs import Configs, block_d, choose, shared_memory
+from dmabench.kernels.dma_triton.configs import Config, Configs, block_d, choose, shared_memory
 from dmabench.kernels.dma_triton.forward import forward_kernel
 from dmabench.kernels.key_lists import BLOCK_Q
 from dmabench.kernels.operators import operator
+from dmabench.kernels.triton_launcher import Launcher
 
 LOG2E = 1.4426950408889634
+launch_forward = Launcher(forward_kernel)
+launch_backward_queries = Launcher(backward_queries_kernel)
+launch_backward_keys = Launcher(backward_keys_kernel)
 
 
 def _configs(q: Tensor) -> Configs:
@@ -37,8 +43,18 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def _query_grid(q: Tensor, block_m: int) -> tuple[int]:
-    return (q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // block_m),)
+def _query_programs(q: Tensor, block_m: int) -> int:
+    return q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // block_m)
+
+
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
+    """Key/value heads, query heads for each, queries, keys."""
+    return k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+
+
+def _named(q: Tensor, config: Config, **more: bool) -> dict[str, Any]:
+    """Constants and options of a kernel."""
+    return {**more, "HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), **config.options()}
 
 
 def _forward(
@@ -63,11 +79,13 @@ def _forward(
     out, lse, relative_lse = _empty_forward(q)
     config = _configs(q).forward
     with torch.cuda.device_of(q):
-        forward_kernel[_query_grid(q, config.block_m)](
-            q, k, v, delta.contiguous(), evict, references, keys, full, count, first, last, full_first, full_last,
-            out, lse, relative_lse, *_strides(q, k, v, out), k.shape[1], q.shape[1] // k.shape[1], q.shape[2],
-            k.shape[2], 0 if keys is None else keys.shape[3], scale * LOG2E, GATHERS=keys is not None,
-            HEAD_DIM=q.shape[3], BLOCK_D=block_d(q.shape[3]), **config.options(),
+        launch_forward(
+            _query_programs(q, config.block_m),
+            (q, k, v, delta.contiguous(), evict, references, keys, full, count, first, last, full_first, full_last,
+             out, lse, relative_lse),
+            (*_strides(q, k, v, out), *_sizes(q, k), 0 if keys is None else keys.shape[3], scale * LOG2E),
+            (config, q.dtype, q.shape[3], keys is None, first is None),
+            lambda: _named(q, config, GATHERS=keys is not None),
         )  # fmt: skip
     return out, lse, relative_lse
 
@@ -102,21 +120,27 @@ def _backward(
     delta = delta.contiguous()
     dq, dk, dv = (_empty_like(x) for x in (q, k, v))
     ddelta = torch.empty(delta.shape, dtype=torch.float32, device=q.device)
-    (B, H, Tq, D), (G, Tk) = q.shape, k.shape[1:3]
+    (B, H, Tq), (G, Tk) = q.shape[:3], k.shape[1:3]
     # For the second kernel, with whole blocks of rows.
     row_sums, lses_log2 = torch.empty((2, B, H, -(-Tq // BLOCK_Q) * BLOCK_Q), dtype=torch.float32, device=q.device)
     queries, by_key = _configs(q).queries, _configs(q).keys
     with torch.cuda.device_of(q):
-        backward_queries_kernel[_query_grid(q, queries.block_m)](
-            q, k, v, delta, evict, references, keys, full, count, first, last, full_first, full_last, out, relative_lse,
-            dout, dq, row_sums, lses_log2, *_strides(q, k, v, out, dout, dq), G, H // G, Tq, Tk,
-            0 if keys is None else keys.shape[3], scale, scale * LOG2E,
-            GATHERS=keys is not None, HEAD_DIM=D, BLOCK_D=block_d(D), **queries.options(),
+        launch_backward_queries(
+            _query_programs(q, queries.block_m),
+            (q, k, v, delta, evict, references, keys, full, count, first, last, full_first, full_last, out,
+             relative_lse, dout, dq, row_sums, lses_log2),
+            (*_strides(q, k, v, out, dout, dq), *_sizes(q, k), 0 if keys is None else keys.shape[3], scale,
+             scale * LOG2E),
+            (queries, q.dtype, q.shape[3], keys is None),
+            lambda: _named(q, queries, GATHERS=keys is not None),
         )  # fmt: skip
-        backward_keys_kernel[(B * G * -(-Tk // by_key.block_n),)](
-            q, k, v, delta, evict, references, order, first, last, full_first, full_last, lses_log2, row_sums, dout,
-            dk, dv, ddelta, *_strides(q, k, v, dout, dk, dv), G, H // G, Tq, Tk, scale, scale * LOG2E, HEAD_DIM=D,
-            BLOCK_D=block_d(D), **by_key.options(),
+        launch_backward_keys(
+            B * G * -(-Tk // by_key.block_n),
+            (q, k, v, delta, evict, references, order, first, last, full_first, full_last, lses_log2, row_sums, dout,
+             dk, dv, ddelta),
+            (*_strides(q, k, v, dout, dk, dv), *_sizes(q, k), scale, scale * LOG2E),
+            (by_key, q.dtype, q.shape[3]),
+            lambda: _named(q, by_key),
         )  # fmt: skip
     return dq, dk, dv, ddelta
 

@@ -37,7 +37,10 @@ def usable(x: Tensor) -> bool:
 
 def _chunk(heads: int, key_len: int) -> int:
     """Positions a block of plan_evictions has."""
-    return next((size for size in _CHUNKS if heads * -(-key_len // size) <= _BLOCKS_AT_ONCE), _CHUNKS[-1])
+    for size in _CHUNKS[:-1]:
+        if heads * -(-key_len // size) <= _BLOCKS_AT_ONCE:
+            return size
+    return _CHUNKS[-1]
 
 
 def _stretch(key_len: int, window: int, chunk: int) -> int:

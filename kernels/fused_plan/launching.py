@@ -18,11 +18,14 @@ def launch(source: str, name: str, grid: tuple[int, int], block: int, *arguments
     Args:
         chunk: positions of a chunk, for kernels that know of chunks.
     """
-    with torch.cuda.device_of(arguments[0]):
-        key = (name, chunk, torch.cuda.current_device())
-        kernel = _kernels.get(key)
+    device = arguments[0].get_device()
+    kernel = _kernels.get((name, chunk, device))
+    if kernel is not None and device == torch.cuda.current_device():
+        kernel.launch(grid, block, 0, *arguments)
+        return
+    with torch.cuda.device(device):
         if kernel is None:  # nvrtc.kernel keeps it too, but finds it by path and options, which take longer to compare
-            kernel = _kernels[key] = nvrtc.kernel(FOLDER / source, name, defines(chunk))
+            kernel = _kernels[name, chunk, device] = nvrtc.kernel(FOLDER / source, name, defines(chunk))
         kernel.launch(grid, block, 0, *arguments)
 
 

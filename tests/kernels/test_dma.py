@@ -443,7 +443,7 @@ def test_the_problem_that_backends_are_asked_about(inputs, monkeypatch):
 
 def test_auto_takes_the_fastest_that_does_not_refuse():
     def chosen(device: str, dtype: torch.dtype, head_dim: int = 64, backward: bool = True) -> str:
-        return dma._choose(Problem(device, dtype, 1, 2, 1, 8, 8, head_dim, 4, backward))
+        return dma._fastest(Problem(device, dtype, 1, 2, 1, 8, 8, head_dim, 4, backward))
 
     assert chosen("cpu", torch.float32) == chosen("cpu", torch.bfloat16) == "reference"
     assert chosen("cuda", torch.bfloat16) == chosen("cuda", torch.float32) == "triton"

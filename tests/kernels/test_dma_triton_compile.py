@@ -39,7 +39,8 @@ def compile_kernel(monkeypatch):
             patched.setattr(Plan, "gathers", gathers)
             patched.setattr(ops, "shared_memory", lambda device: SHARED[cc])
             for name in KERNELS:
-                patched.setattr(ops, name, recorder if name == kernel else _Recorder())
+                launcher = getattr(ops, f"launch_{name.removesuffix('_kernel')}")
+                patched.setattr(launcher, "kernel", recorder if name == kernel else _Recorder())
             q, k, v = (torch.empty(1, heads, 256, D, dtype=dtype) for heads in (4, 2, 2))
             delta = torch.rand(1, 2, 256)
             structures = dma_triton.structures(make_plan(delta, 100), delta, backward=True)
