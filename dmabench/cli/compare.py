@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dmabench import runs
+from dmabench.cli.completion import runs_here
 from dmabench.cli.output import WIDTH, say, to_stdout
 from dmabench.errors import Refusal
 
@@ -34,8 +35,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="The run before: its name, its folder, or `latest`.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The run after.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="The run before: its name, its folder, or `latest`.", autocompletion=runs_here
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The run after.", autocompletion=runs_here)],
     fail_on: Annotated[
         str | None,
         typer.Option(metavar="SHARE", help="Exit 1 where B is slower by more, surely, or a status got worse: 5%."),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dmabench import runs
+from dmabench.cli.completion import runs_here
 from dmabench.errors import Refusal
 
 HELP = """Write the rows of runs as CSV or Parquet, or their tables as Markdown.
@@ -30,7 +31,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs by name, by folder, or `latest`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs by name, by folder, or `latest`.", autocompletion=runs_here),
+    ],
     form: Annotated[
         str | None,
         typer.Option("--format", help="csv, parquet, md, or several; by default what --out ends with, else csv."),

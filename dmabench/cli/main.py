@@ -12,17 +12,26 @@ import typer
 from typer.core import TyperGroup
 
 from dmabench import __version__
-from dmabench.cli import compare, doctor, env, eval, export, kernels, listing, mask, perplexity, report, tasks
+from dmabench.cli import compare, config, doctor, env, eval, export, kernels, listing, mask, perplexity, report, tasks
 from dmabench.errors import Refusal
 
 
 class Commands(TyperGroup):
     """A task's command gets its options when it is called, from a module that imports torch; until then it is a name
-    and a line of help."""
+    and a line of help. Options of any command may stand in a file."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, config.in_front(args))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, (tasks.command(name) if name else None) or command, rest
+        command = (tasks.command(name) if name else None) or command
+        file = ctx.params.get("config_file")
+        if file is not None and name and not ctx.resilient_parsing:
+            rest = [*config.words_of(file, name, command, rest, self.commands), *rest]
+            # What a run's manifest says it was started with.
+            sys.argv[1:] = [*(word for word in sys.argv[1:] if word == "--debug"), name, *rest]
+        return name, command, rest
 
 
 app = typer.Typer(
@@ -48,6 +57,12 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+    config_file: Annotated[
+        str | None,
+        typer.Option(
+            config.FLAG, metavar="FILE", help="Options of the command, in TOML: a section a command. Typed ones win."
+        ),
+    ] = None,
 ) -> None:
     """Options that stand before the command."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dmabench import runs
+from dmabench.cli.completion import runs_here
 
 HELP = """Write one static HTML page: tables, charts, doubts and claims of stored runs.
 
@@ -30,7 +31,9 @@ def add_to(app: typer.Typer) -> None:
 def report(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Runs by name, by folder, or `latest`; all by default."),
+        typer.Argument(
+            metavar="RUN", help="Runs by name, by folder, or `latest`; all by default.", autocompletion=runs_here
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page; report.html beside the runs by default.")
