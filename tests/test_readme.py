@@ -21,7 +21,7 @@ COMMANDS = [
 RUN = min(
     (ROOT / "results" / "reference").glob("h100/kernels/*"), key=lambda path: (path / "rows.jsonl").stat().st_size
 )
-LOOK = ("report", "mask", "compare", "export", "list", "doctor", "env")
+LOOK = ("report", "mask", "compare", "reproduce", "export", "list", "doctor", "env")
 """Commands that measure nothing, and have no --dry-run."""
 
 

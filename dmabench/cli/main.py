@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from dmabench import __version__
-from dmabench.cli import compare, config, doctor, env, eval, export, kernels, listing, mask, perplexity, report, tasks
+from dmabench.cli import (
+    compare,
+    config,
+    doctor,
+    env,
+    eval,
+    export,
+    kernels,
+    listing,
+    mask,
+    perplexity,
+    report,
+    reproduce,
+    tasks,
+)
 from dmabench.errors import Refusal
 
 
@@ -67,7 +81,7 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, tasks, perplexity, eval, report, mask, compare, export, listing, doctor, env):
+for command in (kernels, tasks, perplexity, eval, report, mask, reproduce, compare, export, listing, doctor, env):
     command.add_to(app)
 
 
