@@ -295,7 +295,7 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
     while (size < dying) size *= 2;
     for (int i = dying + tid; i < size; i += THREADS) s.dying[i] = ~0ull;
     __syncthreads();
-    sort_shared<THREADS, EACH>(s.dying, size);
+    sort_shared<THREADS, EACH>(s.dying, size, size);
     descend(s, dying, first_arrival, arrivals, window - live, [&](int x, int found) {
         const int number = (int)(uint32_t)s.dying[x], arrived = arrival_of(s.dying[x], first_arrival);
         const int time = s.time[max(found, arrived)];

@@ -1,5 +1,5 @@
 // The order in which tiles cut the keys (kernels/key_order.py) and the query blocks that each tile touches.
-#include "common.cuh"
+#include "sorting.cuh"
 
 constexpr int THREADS = 512;
 constexpr int SLAB = 2048;
@@ -118,20 +118,16 @@ plan_halve_slabs(const int* __restrict__ evict, const int* __restrict__ live_cou
             along_birth[tid] = width[0] >= width[1];
         }
         __syncthreads();
-        for (int width = 2; width <= size; width *= 2) {
-            for (int step = width / 2; step > 0; step /= 2) {
-                for (int i = tid; i < SLAB / 2; i += THREADS) {
-                    const int left = 2 * i - (i & (step - 1)), right = left + step;
-                    const uint64_t x = key[left], y = key[right];
-                    const bool greater = along_birth[left / size] ? (uint32_t)x > (uint32_t)y : x > y;
-                    if (x != y && greater == ((left & (size - 1) & width) == 0)) {
-                        key[left] = y;
-                        key[right] = x;
-                    }
-                }
-                __syncthreads();
-            }
-        }
+        // Along birth the halves of a key change places for the sort, so that positions decide.
+        const auto turn = [&] {
+            if (!along_birth[tid * EACH / size]) return;
+#pragma unroll
+            for (int u = 0; u < EACH; ++u) key[tid * EACH + u] = key[tid * EACH + u] << 32 | key[tid * EACH + u] >> 32;
+        };
+        turn();
+        sort_shared<THREADS, EACH>(key, size, SLAB);
+        turn();
+        __syncthreads();
     }
     for (int i = tid; i < count; i += THREADS) order[i] = (int)(uint32_t)key[i];
 }

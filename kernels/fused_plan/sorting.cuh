@@ -2,15 +2,16 @@
 #pragma once
 #include "common.cuh"
 
-// Sorts `size` (a power of two, at most THREADS * EACH) numbers in shared memory, ascending: a bitonic network whose
-// short steps stay within a thread or a warp. They must be there before, and are there after, a barrier.
+// Sorts `count` numbers in shared memory, at most THREADS * EACH, ascending within each `size` (a power of two) of them: a
+// bitonic network whose short steps stay within a thread or a warp. A barrier comes before and after; thread t has numbers
+// t * EACH and on.
 template <int THREADS, int EACH>
-__device__ __forceinline__ void sort_shared(uint64_t* numbers, int size) {
+__device__ __forceinline__ void sort_shared(uint64_t* numbers, int size, int count) {
     static_assert(EACH == 1 || EACH == 2 || EACH == 4, "steps within a thread are of 1 and 2");
     const int at = threadIdx.x * EACH;
     uint64_t mine[EACH];
 #pragma unroll
-    for (int u = 0; u < EACH; ++u) mine[u] = at + u < size ? numbers[at + u] : ~0ull;
+    for (int u = 0; u < EACH; ++u) mine[u] = at + u < count ? numbers[at + u] : ~0ull;
 #pragma unroll 1
     for (int width = 2; width <= size; width *= 2) {
 #pragma unroll 1
@@ -20,10 +21,10 @@ __device__ __forceinline__ void sort_shared(uint64_t* numbers, int size) {
                 __syncthreads();
 #pragma unroll
                 for (int u = 0; u < EACH; ++u)
-                    if (at + u < size) numbers[at + u] = mine[u];
+                    if (at + u < count) numbers[at + u] = mine[u];
                 __syncthreads();
 #pragma unroll
-                for (int u = 0; u < EACH; ++u) other[u] = at + u < size ? numbers[(at + u) ^ step] : ~0ull;
+                for (int u = 0; u < EACH; ++u) other[u] = at + u < count ? numbers[(at + u) ^ step] : ~0ull;
             } else if (step >= EACH) {
 #pragma unroll
                 for (int u = 0; u < EACH; ++u) other[u] = __shfl_xor_sync(0xffffffffu, mine[u], step / EACH);
@@ -36,7 +37,7 @@ __device__ __forceinline__ void sort_shared(uint64_t* numbers, int size) {
             }
 #pragma unroll
             for (int u = 0; u < EACH; ++u) {
-                const bool smaller = ((at + u) & step) == 0, ascending = ((at + u) & width) == 0;
+                const bool smaller = ((at + u) & step) == 0, ascending = ((at + u) & (size - 1) & width) == 0;
                 if ((other[u] < mine[u]) == (smaller == ascending)) mine[u] = other[u];
             }
         }
@@ -44,6 +45,6 @@ __device__ __forceinline__ void sort_shared(uint64_t* numbers, int size) {
     __syncthreads();
 #pragma unroll
     for (int u = 0; u < EACH; ++u)
-        if (at + u < size) numbers[at + u] = mine[u];
+        if (at + u < count) numbers[at + u] = mine[u];
     __syncthreads();
 }
