@@ -25,6 +25,8 @@ EXAMPLES = """
   torchrun --nproc-per-node 8 -m dmabench eval --model Qwen/Qwen3-0.6B --suite paper --data DIR
 """
 WHAT, HOW = "What to score", "How"
+BATCH = {"cuda": 64, "cpu": 8}
+"""Sequences at once by default."""
 
 
 def _what(flag: str, text: str, **more: Any) -> Any:
@@ -56,7 +58,9 @@ def evaluate(
     window: Annotated[str | None, _what("--window", "Other windows than trained with (swa, nsa, dma): 256,1k.")] = None,
     lengths: Annotated[str | None, _what("--lengths", "Lengths for RULER: 4k to 128k. Default 4k.")] = None,
     device: Annotated[str, _how("--device", "cpu, cuda, or auto: cuda where there is one.")] = "auto",
-    batch: Annotated[int, _how("--batch", "Sequences at once; halved where memory ends.", min=1)] = 8,
+    batch: Annotated[
+        int | None, _how("--batch", "Sequences at once; halved where memory ends. Default 64 on a GPU, else 8.", min=1)
+    ] = None,
     dtype: Annotated[str, _how("--dtype", "auto (the checkpoint's), fp32, bf16 or fp16.")] = "auto",
     tokenizer: Annotated[str | None, _how("--tokenizer", "Folder of another tokenizer.", metavar="DIR")] = None,
     log_samples: Annotated[bool, _how("--log-samples", "Keep lm-eval's log of every example.")] = False,
@@ -89,7 +93,6 @@ def evaluate(
         "lengths": list(asked.lengths),
         "limit": limit,
         "data": asked.data.resolve().name if asked.data else None,
-        "batch": batch,
         "dtype": dtype,
         "tokenizer": Path(tokenizer).name if tokenizer else None,
     }
@@ -129,6 +132,7 @@ def _score(
     from dmabench.tasks.downstream.peers import join
 
     device = choose_device(device)
+    how = how | {"batch": how["batch"] or BATCH[device.split(":")[0]]}
     try:
         sources = dict(zip(labels(asked.models), [find(name) for name in asked.models], strict=True))
         for source in sources.values():
@@ -148,7 +152,7 @@ def _score(
     models = [(label, source.weights) for label, source in sources.items()]
     cells = make_cells(models, asked.windows, asked.tasks, asked.shots_of, limit, asked.lengths)
     found = environment.describe(("transformers", "tokenizers", "lm-eval", "datasets"))
-    settings = {**settings, "models": [f"{label} {weights}" for label, weights in models]}
+    settings = {**settings, "batch": how["batch"], "models": [f"{label} {weights}" for label, weights in models]}
     first = peers.rank == 0
     with progress_bar(cells, shown=first) as (told, advance):
         plan = Plan(

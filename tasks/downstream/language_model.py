@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 
+from dmabench.tasks.downstream import ahead
 from dmabench.tasks.downstream.answers import Answers, key
 from dmabench.tasks.downstream.audit import Example
 from dmabench.tasks.downstream.peers import Peers
@@ -44,6 +46,7 @@ class LanguageModel(HFLM):
         self._planned: list[list[Request]] | None = None
         self._replaying = False
         self._encoded: dict[str, list[int]] | None = None
+        self._ahead: dict[str, Any] = {}
 
     def start(self, answers: Answers) -> None:
         """Before a task: forgets what the last one left."""
@@ -57,10 +60,11 @@ class LanguageModel(HFLM):
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As lm-eval's."""
         self._instances = requests
+        self._ahead = self._encode_ahead(ahead.texts_of(one.args for one in requests))
         try:
             return super().loglikelihood(requests, disable_tqdm=True)
         finally:
-            self._instances = ()
+            self._instances, self._ahead = (), {}
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         """As lm-eval's, which asks for one batch after the other: once to see them all, once for the answers."""
@@ -96,11 +100,19 @@ class LanguageModel(HFLM):
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         """As lm-eval's; whole texts are encoded once where several steps need them."""
+        if string in self._ahead and not (args or kwargs):
+            return self._ahead[string].tolist()
         if self._encoded is None or args or kwargs:
             return super().tok_encode(string, *args, **kwargs)
         if string not in self._encoded:
             self._encoded[string] = super().tok_encode(string)
         return self._encoded[string]
+
+    def _encode_ahead(self, texts: list[str]) -> dict[str, Any]:
+        """Those that lm-eval encodes alike: it treats texts that begin with the token before all texts differently."""
+        begin = self.tokenizer.decode(self.prefix_token_id)
+        alike = [text for text in texts if not has_bos_prefix(text, begin)]
+        return ahead.encode(self.tokenizer, alike, **_add_special_kwargs(None, self.add_bos_token))
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
