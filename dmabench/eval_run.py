@@ -189,7 +189,7 @@ def _facts(cell: EvalCell, plan: Plan, model: LanguageModel, loaded: Loaded) -> 
         "model": cell.model,
         "weights": cell.weights,
         "attention": config.attention if kinds else config.model_type,
-        "window": config.window if kinds and set(kinds) & checkpoints.WINDOWED else None,
+        "window": config.window if getattr(config, "has_window", False) else None,
         "window_set": cell.window,
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),

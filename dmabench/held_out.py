@@ -92,7 +92,7 @@ def score(
             "model": label,
             "weights": source.weights,
             "attention": getattr(config, "attention", config.model_type),
-            "window": config.window if {"swa", "dma", "nsa"} & set(getattr(config, "kinds", ())) else None,
+            "window": config.window if getattr(config, "has_window", False) else None,
             "density": density(config, length) if hasattr(config, "kinds") else None,
             "seqlen": length,
             "text": text.name,

@@ -6,9 +6,12 @@ from typing import Any
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from dmabench.kernels.native_sparse import Settings, settings_for
+from dmabench.tasks import outside_attentions
 
 KINDS = ("mha", "swa", "mla", "nsa", "dma")
-"""The attentions, in the order of tables: dense, sliding window, latent, native sparse, dynamic mask."""
+"""Our attentions, in the order of tables: dense, sliding window, latent, native sparse, dynamic mask."""
+WINDOWED = ("swa", "nsa", "dma")
+"""Those of ours that `window` changes."""
 
 POSITIONS = ("rope", "none", "yarn")
 CACHES = ("bounded", "full")
@@ -72,9 +75,16 @@ class ModelConfig(Qwen3Config):
         pattern = parse_pattern(self.attention)
         return [pattern[layer % len(pattern)] for layer in range(self.num_hidden_layers)]
 
+    @property
+    def has_window(self) -> bool:
+        """Whether `window` changes any layer."""
+        return bool(set(self.kinds) & set(windowed_kinds()))
+
     def window_of(self, kind: str) -> int | None:
-        """Keys that a query of swa or dma attends to at most; None for other kinds, and for dma without its mask."""
-        return self.window if kind == "swa" or (kind == "dma" and self.dma_mask) else None
+        """Keys that a query of swa, of dma, or of a windowed attention from outside attends to at most; None for other
+        kinds, and for dma without its mask."""
+        bounded = self.dma_mask if kind == "dma" else kind != "nsa" and kind in windowed_kinds()
+        return self.window if bounded else None
 
     @property
     def position_limit(self) -> int | None:
@@ -149,6 +159,16 @@ class ModelConfig(Qwen3Config):
             raise ValueError(f"yarn_factor {self.yarn_factor} must be at least 1: yarn stretches positions")
 
 
+def known_kinds() -> tuple[str, ...]:
+    """Every attention that a layer can have: ours, then those from outside. Imports none."""
+    return (*KINDS, *(name for name in outside_attentions.names() if name not in KINDS))
+
+
+def windowed_kinds() -> tuple[str, ...]:
+    """Those that `window` changes. A broken one from outside is none of them: it is refused where a model has it."""
+    return (*WINDOWED, *(kind for kind in known_kinds() if kind not in KINDS and outside_attentions.is_windowed(kind)))
+
+
 def parse_pattern(attention: str) -> list[str]:
     """The kinds of a pattern's layers: "swa:5,mha:1" gives five times swa, then mha.
 
@@ -158,7 +178,7 @@ def parse_pattern(attention: str) -> list[str]:
     kinds: list[str] = []
     for part in attention.split(","):
         kind, _, count = (text.strip() for text in part.partition(":"))
-        _one_of("attention", kind, KINDS)
+        _one_of("attention", kind, known_kinds())
         if count and not (count.isdecimal() and int(count) > 0):
             raise ValueError(
                 f"attention {attention!r}: {count!r} is no number of layers; a pattern looks like swa:5,mha:1"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmabench.tasks import tokenizer
-from dmabench.tasks.config import KINDS, POSITIONS
+from dmabench.tasks.config import POSITIONS, known_kinds
 from dmabench.tasks.presets import FIELDS, PRESETS
 from dmabench.tasks.task import Axis, Settings
 from dmabench.tasks.task_model import WINDOWED
@@ -20,7 +20,7 @@ SMALLEST_WINDOW = 16
 
 AXES: tuple[Axis, ...] = (
     Axis("size", str, "Size of the model (dmabench list models).", choices=tuple(PRESETS)),
-    Axis("attention", str, "Which attention every layer has.", choices=KINDS),
+    Axis("attention", str, "Which attention every layer has.", choices=known_kinds()),
     Axis(
         "window",
         int,

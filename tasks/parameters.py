@@ -2,7 +2,8 @@
 
 import torch
 
-from dmabench.tasks.config import KINDS, ModelConfig
+from dmabench.tasks import outside_attentions
+from dmabench.tasks.config import KINDS, ModelConfig, known_kinds
 from dmabench.tasks.presets import PRESETS, model_config
 
 PARTS = ("embedding", "attn", "ffn", "norm", "short_conv")
@@ -45,7 +46,7 @@ def table() -> list[dict[str, int | float | str]]:
     rows = []
     for preset in PRESETS:
         dense = None
-        for kind in KINDS:
+        for kind in (kind for kind in known_kinds() if kind in KINDS or outside_attentions.is_sound(kind)):
             # One layer counted for all, since making 28 of them takes seconds.
             config = model_config(preset, kind, num_hidden_layers=1)
             layers = PRESETS[preset]["size"][0]

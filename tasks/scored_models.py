@@ -41,7 +41,7 @@ def too_long(name: str, config: Any, length: int) -> str | None:
 
 def windowed(config: Any) -> bool:
     """Whether any layer has a window that can be set."""
-    return bool(set(getattr(config, "kinds", ())) & checkpoints.WINDOWED)
+    return bool(getattr(config, "has_window", False))
 
 
 def outside_cost(name: str, config: Any, sequences: int, length: int) -> tuple[float, float]:

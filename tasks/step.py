@@ -17,7 +17,7 @@ import torch
 
 from dmabench.tasks.attention_time import Stamp, Stopwatch, attention_time
 from dmabench.tasks.batches import Batch, split
-from dmabench.tasks.config import KINDS, ModelConfig
+from dmabench.tasks.config import ModelConfig, known_kinds
 from dmabench.tasks.labelled_loss import LabelledLoss
 from dmabench.tasks.language_stages import SMALLEST_WINDOW
 from dmabench.tasks.presets import FIELDS, model_config
@@ -34,7 +34,7 @@ AUTO, YES, NO = "auto", "yes", "no"
 
 AXES: tuple[Axis, ...] = (
     Axis("size", str, "Size of the model (dmabench list models).", choices=tuple(SIZES)),
-    Axis("attention", str, "Which attention every layer has.", choices=KINDS),
+    Axis("attention", str, "Which attention every layer has.", choices=known_kinds()),
     Axis("seqlen", int, "Tokens of a sequence.", least=2),
     Axis(
         "window",

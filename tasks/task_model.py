@@ -6,20 +6,20 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dmabench.kernels import cost
-from dmabench.tasks.config import KINDS, POSITIONS, ModelConfig
+from dmabench.tasks.config import POSITIONS, ModelConfig, known_kinds, windowed_kinds
 from dmabench.tasks.task import Axis, Cost, Settings
 
 if TYPE_CHECKING:
     from dmabench.tasks.model import DmabenchForCausalLM
 
-WINDOWED = ("swa", "nsa", "dma")
+WINDOWED = windowed_kinds()
 VARIANT = ("dma_importance", "dma_parametrisation", "dma_shared", "dma_bias", "dma_mask")
 """Fields of the config that ablations change; settings may have them, no axis of a task does."""
 FFN = 2
 """Width of the feed-forward over that of the model."""
 
 MODEL_AXES: tuple[Axis, ...] = (
-    Axis("attention", str, "Which attention every layer has.", choices=KINDS),
+    Axis("attention", str, "Which attention every layer has.", choices=known_kinds()),
     Axis("window", int, "Keys a query attends to.", least=1, only=WINDOWED),
     Axis("d_model", int, "Width of the model.", least=4),
     Axis("layers", int, "Layers.", least=1),

@@ -31,8 +31,6 @@ EXAMPLES = """
   dmabench kernels --seqlen 1k:128k:x2 --pass fwd,bwd --backend 'dma*'
 
   dmabench kernels --pass decode --seqlen 4k:512k:x2 --level kernel,layer
-
-  dmabench kernels --delta iid,model:untrained:tiny --text synthetic --seqlen 2k
 """
 
 

@@ -67,10 +67,7 @@ def audit(examples: list[Example], config: Any) -> dict[str, Any]:
 def layers_of(config: Any) -> list[Layer]:
     """What bounds the keys in each layer of a model."""
     if getattr(config, "model_type", None) == "dmabench":
-        bound: dict[str, Layer] = {"swa": config.window, "dma": config.window}
-        if "nsa" in config.kinds:
-            bound["nsa"] = config.nsa_settings
-        return [bound.get(kind) for kind in config.kinds]
+        return [config.nsa_settings if kind == "nsa" else config.window_of(kind) for kind in config.kinds]
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     if not kinds:

@@ -10,8 +10,6 @@ from typing import Any
 UNTRAINED = "untrained:"
 """In front of a preset's name: random weights and a tokenizer of bytes, so that a command runs without any file."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-WINDOWED = {"swa", "nsa", "dma"}
-"""Attentions whose window can be set after training."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -84,7 +82,7 @@ def check(source: Source, windows: Sequence[int | None] = (), tokenizer: str | N
 
     config = config_of(source)
     for window in windows:
-        if window is not None and not set(getattr(config, "kinds", ())) & WINDOWED:
+        if window is not None and not getattr(config, "has_window", False):
             has = f"its attention is {config.attention}" if hasattr(config, "kinds") else "it is no model of dmabench"
             raise ValueError(f"--window {window}: {source.named} has no window to set ({has}); leave --window out")
     if source.folder is not None or tokenizer:
