@@ -34,6 +34,8 @@ def _run(path: Path) -> str:
     about = provenance(manifest)
     words = [f"`dmabench {' '.join(map(str, manifest.get('argv') or []))}`", device_name(manifest["environment"])]
     words += [about["versions"], about["commit"], str(manifest.get("status"))]
+    parts: Iterator[str]
+    notes: list[str]
     if not rows:
         parts, notes = iter(["No rows."]), []
     elif is_eval_run(manifest):

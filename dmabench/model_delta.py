@@ -84,7 +84,7 @@ def main() -> None:
     from dmabench.tasks.text_importance import read
 
     asked = json.load(sys.stdin)
-    answer = {"refusal": None, "problems": None}
+    answer: dict[str, str | None] = {"refusal": None, "problems": None}
     try:
         found = read(asked["model"], asked["text"], asked["tokens"], asked["device"], layers=[asked["layer"]])
         (delta,) = found.deltas.values()

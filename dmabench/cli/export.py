@@ -1,7 +1,7 @@
 """`dmabench export`: a run's rows for other programs, or its tables for a text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ dmabench export latest --format csv,parquet,md
 dmabench export latest --format md --out -
 """
 STDOUT = "-"
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def add_to(app: typer.Typer) -> None:
@@ -94,4 +97,7 @@ def _file(out: str | None, form: str, formats: int, path: Path) -> Path:
 def _print(text: str) -> None:
     from dmabench.cli.output import to_stdout
 
-    to_stdout(lambda console: console.file.write(text) and None)
+    def write(console: "Console") -> None:
+        console.file.write(text)
+
+    to_stdout(write)
