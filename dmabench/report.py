@@ -12,6 +12,7 @@ from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, ver
 from dmabench.errors import Refusal
 from dmabench.lints import lints
 from dmabench.report_eval import COMMAND, eval_group, eval_section, is_eval_run
+from dmabench.report_masks import is_mask_run, mask_group, mask_section
 from dmabench.report_parts import about_run, image
 from dmabench.report_tasks import is_task_run, task_groups, task_section
 from dmabench.rows import FAILURES, STATUSES
@@ -48,7 +49,11 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         runs=sections,
         kernels=[section for section in sections if "task" not in section],
-        tasks=[*task_groups([one for one in sections if one.get("task") != COMMAND]), eval_group(sections)],
+        tasks=[
+            *task_groups([one for one in sections if one.get("task") not in (COMMAND, "mask")]),
+            eval_group(sections),
+            mask_group(sections),
+        ],
         problems=problems,
         claims=_by_group(measured),
         unmeasured=_by_group(unmeasured),
@@ -137,6 +142,8 @@ def _read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Row], list[
         rows = [{**row, "run": row.get("run") or path.name} for row in rows]
         if is_task_run(manifest):
             section = task_section(path.name, manifest, rows, len(damaged))
+        elif is_mask_run(manifest):
+            section = mask_section(path.name, manifest, rows, len(damaged))
         elif is_eval_run(manifest):
             section = eval_section(path.name, manifest, rows, read_samples(path), len(damaged))
         else:
