@@ -11,7 +11,7 @@ from torch import Tensor
 from dmabench.tasks import corpus
 from dmabench.tasks.downstream import checkpoints
 from dmabench.tasks.pairs_kept import watched
-from dmabench.tasks.scored_models import config_of, label
+from dmabench.tasks.scored_models import config_of, label, local, trained_length
 from dmabench.tasks.text_problems import Problems
 from dmabench.tasks.tokenizer import of_pretrained
 
@@ -28,6 +28,8 @@ class Shape:
     head_dim: int
     reach: int | None
     """Tokens that its positions reach to; None where it has none."""
+    trained: int | None
+    """Tokens of the sequences that it was trained with, as far as that is known."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def shape_of(name: str) -> Shape:
         has = f"its attention is {config.attention}" if kinds else f"it is a {config.model_type}, no model of dmabench"
         raise ValueError(f"{name} has no layer with dynamic mask attention ({has}): only those have importance")
     sizes = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-    return Shape(layers, config.window, *sizes, config.position_limit)
+    return Shape(layers, config.window, *sizes, config.position_limit, trained_length(local(name), config))
 
 
 def check(name: str, text: str, tokens: int | None) -> Shape:

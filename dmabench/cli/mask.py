@@ -57,7 +57,8 @@ def mask(
         str, _which("--device", "For the model: cpu, cuda, or auto: cuda where there is one.", "A model")
     ] = "auto",
     seqlen: Annotated[
-        str | None, _which("--seqlen", "Lengths: 8k,32k. Default 8k, or the model's reach or text if less.", "Both")
+        str | None,
+        _which("--seqlen", "Lengths: 8k,32k. Default 8k, or less: as the model was trained, or its text.", "Both"),
     ] = None,
     window: Annotated[
         str | None, _which("--window", f"Keys a query attends to. Default {WINDOW}, or the model's own.", "Both")
@@ -122,13 +123,15 @@ def _of_model(
 
     try:
         shape = check(name, text, max(lengths) if lengths else None)
-        tokens = max(lengths) if lengths else min(SEQLEN, shape.reach or SEQLEN)
+        tokens = max(lengths) if lengths else min(SEQLEN, shape.trained or SEQLEN)
         say(f"reading {tokens} tokens of {text} with {name}", "dim")
         found = read(name, text, tokens, choose_device(device), windows or (), layers, shorter=lengths is None)
     except ValueError as error:
         raise Refusal(str(error)) from error
     if found.problems:
         say(f"note: {found.problems}", "yellow")
+    if shape.trained is not None and tokens > shape.trained:
+        say(f"note: {name} was trained with sequences of {shape.trained} tokens, fewer than {tokens}", "yellow")
     there = next(iter(found.deltas.values())).shape[-1]
     if there < tokens:
         say(f"note: the text ends after {there} tokens", "yellow")

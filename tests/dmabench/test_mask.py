@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -13,6 +14,9 @@ from dmabench.inputs import named_delta
 from dmabench.kernels.mask_facts import head_facts
 from dmabench.mask_tables import layout
 from dmabench.masks import distribution_rows
+from dmabench.tasks.downstream import checkpoints
+from dmabench.tasks.model import DmabenchForCausalLM
+from dmabench.tasks.presets import model_config
 from dmabench.tasks.text_importance import read
 
 TINY = ("--model", "untrained:tiny", "--text", "synthetic")
@@ -72,6 +76,18 @@ def test_a_short_text_is_taken_as_it_is_unless_a_length_is_asked_for(call, tmp_p
     assert {json.loads(line)["seqlen"] for line in result.stdout.splitlines()} == {21}
     assert "note: the text ends after 21 tokens" in result.stderr
     assert "fewer than 64" in str(call("mask", *told, "--seqlen", "64").exception)
+
+
+def test_a_model_is_run_at_the_length_of_its_training(call, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    folder = tmp_path / "mine"
+    config = model_config("tiny", positions="yarn", trained_positions=64, max_position_embeddings=256)
+    DmabenchForCausalLM(config).save_pretrained(folder)
+    checkpoints.tokenizer_of(checkpoints.find("untrained:tiny")).save_pretrained(folder)
+    told = ("--model", folder, "--text", "synthetic", "--json")
+    assert {json.loads(line)["seqlen"] for line in call("mask", *told).stdout.splitlines()} == {64}
+    beyond = call("mask", *told, "--seqlen", "100")
+    assert beyond.exit_code == 0 and "was trained with sequences of 64 tokens, fewer than 100" in beyond.stderr
 
 
 def test_the_table_says_once_what_all_share():
