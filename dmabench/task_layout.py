@@ -102,7 +102,8 @@ def _columns(task: Task, rows: Sequence[Row]) -> dict[str, Column]:
         columns["w/pairs"] = lambda row: (
             f"{row['window'] / row['pairs']:.3g}" if row.get("pairs") and row.get("window") else ""
         )
-    columns["accuracy"] = lambda row: share(row.get("accuracy"))
+    if any(row.get("accuracy") is not None for row in rows):
+        columns["accuracy"] = lambda row: share(row.get("accuracy"))
     if any(row.get("low") is not None for row in rows):
         columns["interval"] = interval
     told = {"accuracy", "correct", "total", "chance", "infer_ms", *columns}

@@ -98,7 +98,10 @@ def stages_of(settings: Settings) -> list[Stage]:
         return [first]
     length = settings["stage2_seqlen"]
     rows = max(1, batch * first.seqlen // length)
-    later = settings["stage2_lr"], settings["stage2_rope_base"], settings["stage2_window"]
+    # Not filled in: settings that differ in what follows from the first rate would be taken for two, not for one with
+    # two rates to choose from.
+    own_lr = settings["stage2_lr"] if settings["stage2_lr"] is not None else lr / LATER_LR
+    later = own_lr, settings["stage2_rope_base"], settings["stage2_window"]
     return [first, Stage(int(settings["stage2_tokens"]), length, rows, *later)]
 
 
@@ -143,7 +146,6 @@ def _second(found: Settings, windowed: bool) -> Settings:
     defaults = {
         "stage2_seqlen": STRETCH * found["seqlen"],
         "stage2_rope_base": LATER_ROPE_BASE,
-        "stage2_lr": found["lr"] / LATER_LR,
         "stage2_window": found["window"] if windowed else None,
     }
     return {name: value for name, value in defaults.items() if found[name] is None}

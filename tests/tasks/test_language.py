@@ -157,6 +157,14 @@ def test_what_follows_is_filled_in(cell, tmp_path):
     assert all(value is None for name, value in cell().items() if name.startswith("stage2_"))
 
 
+def test_rates_of_both_stages_are_one_choice(cell):
+    """What follows from the first rate stays out of the settings: they would differ in more than the rate."""
+    first, second = (cell(stage2_tokens=512.0, stage2_seqlen=64, lr=lr) for lr in (3e-3, 6e-3))
+    assert {name for name in first if first[name] != second[name]} == {"lr"}
+    assert [stages_of(one)[1].lr for one in (first, second)] == pytest.approx([1e-3, 2e-3])
+    assert stages_of({**first, "stage2_lr": 5e-4})[1].lr == 5e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
