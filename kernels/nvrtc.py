@@ -25,7 +25,8 @@ except ImportError:  # not Linux, or a torch without CUDA
     nvrtc = None
 
 Defines = Mapping[str, str | int]
-_OPTIONS = ("-std=c++17", "--ptxas-options=-v")
+_OPTIONS = ("-std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space")
+"""CUDA 13.0 takes a generic lambda for a host function without the last."""
 
 
 class CompileError(Exception):

@@ -52,7 +52,7 @@ __device__ __forceinline__ float reference_of(uint32_t ordered) {
 }
 
 // The window-th best rank before the chunk, and that of all up to its end, in s.selection.answer.
-__device__ __forceinline__ void find_thresholds(Shared& s, const uint64_t (&own)[EACH], int begin, int end,
+__device__ __forceinline__ void find_thresholds(Shared& s, const uint64_t (&own)[EACH], int end,
                                                 int window) {
     Selection<THREADS>& found = s.selection;
     const auto pass = [&](auto&& visit) { pass_over<THREADS>(s.before, visit); };
@@ -63,7 +63,7 @@ __device__ __forceinline__ void find_thresholds(Shared& s, const uint64_t (&own)
     const Range everything = {NO_THRESHOLD, ~0ull, window, 0};
     pass([&](const auto& rank) { count(found, bins, everything, rank); });
     __syncthreads();
-    if (begin > window) narrow(found, bins, 0);
+    if (s.before.end > window) narrow(found, bins, 0);
     count(found, bins, everything, own);
     __syncthreads();
     narrow(found, bins, 1);
@@ -185,13 +185,12 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
                int window, int shift, int first_listed, int stretch, int query_offset) {
     __shared__ Shared s;
     const int chunks = gridDim.x, k = chunks - 1 - blockIdx.x, n = blockIdx.y, tid = threadIdx.x;  // the longest first
-    __builtin_assume(tid < THREADS);  // else ptxas spills a register
     const int begin = chunk_start(k, shift, T), end = chunk_start(k + 1, shift, T);
     const bool has_queries = k >= first_listed, listing = alive != nullptr && has_queries, last = k == chunks - 1;
     delta += (int64_t)n * T;
     evict += (int64_t)n * T;
     if (key_mask != nullptr) key_mask += (int64_t)(n / kv_heads) * T;
-    if (listing) alive += ((int64_t)n * (chunks - first_listed) + k - first_listed) * window;
+    int2* const listed = alive + ((int64_t)n * (chunks - first_listed) + k - first_listed) * window;
     if (tid == 0) {
         s.dying_count = 0;
         s.before = {delta, key_mask, nullptr, nullptr, 0, 0, begin};
@@ -219,7 +218,7 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
     bad = __syncthreads_or(bad);
     if (tid == 0) finite[(int64_t)n * chunks + k] = !bad;
     begin_search(s.selection, window);
-    if (end > window) find_thresholds(s, own, begin, end, window);
+    if (end > window) find_thresholds(s, own, end, window);
     else __syncthreads();
     const uint64_t now = s.selection.answer[0], next = s.selection.answer[1];
 
@@ -236,7 +235,7 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
             if (rank < now) continue;
             const int position = (int)(uint32_t)rank;
             most = max(most, (uint32_t)(rank >> 32));
-            if (listing) alive[place] = {position, 0x7fffffff};
+            if (listing) listed[place] = {position, 0x7fffffff};
             if (rank < next)
                 s.dying[atomicAdd(&s.dying_count, 1)] = rank >> 32 << 32 | (uint32_t)(listing ? place : position);
             else if (last) evict[position] = T;
@@ -244,7 +243,7 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
         }
         live += total;
     });
-    const int first_arrival = listing ? live : begin;  // its number
+    const int first_arrival = listing ? live : s.before.end;  // its number
 
     // The chunk's own keys: number those that arrive; the others are never attended.
     int mine = 0, arrivals;
@@ -255,10 +254,12 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
         ++mine;
         own_most = max(own_most, (uint32_t)(own[u] >> 32));
     }
+    most = __reduce_max_sync(0xffffffffu, most);
+    own_most = __reduce_max_sync(0xffffffffu, own_most);
     int arrival = sum_before<THREADS>(mine, arrivals, s.sums);
 #pragma unroll
     for (int u = 0; u < EACH; ++u) {
-        const int position = begin + tid * EACH + u;
+        const int position = s.before.end + tid * EACH + u;
         if (position >= end) continue;
         if (own[u] < now) {
             evict[position] = position;
@@ -269,8 +270,6 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
         else if (last) evict[position] = T;
         s.time[++arrival] = position;
     }
-    most = __reduce_max_sync(0xffffffffu, most);
-    own_most = __reduce_max_sync(0xffffffffu, own_most);
     // Before a block of queries come whole warps of the chunk's keys, and its first query's own key.
     if (tid % 32 == 0) {
         s.most[tid / 32] = own_most;
@@ -278,14 +277,14 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
     }
     if (tid % (BLOCK_Q / EACH) == 0) s.first_most[tid * EACH / BLOCK_Q] = own[0] >= now ? own[0] >> 32 : 0;
     __syncthreads();
-    if (has_queries && tid < CHUNK / BLOCK_Q && begin + tid * BLOCK_Q < end) {
+    if (has_queries && tid < CHUNK / BLOCK_Q && s.before.end + tid * BLOCK_Q < end) {
         uint32_t so_far = s.first_most[tid];
         for (int w = 0; w < WARPS; ++w) {
             so_far = max(so_far, (uint32_t)s.sums[w]);
             if (w < tid * BLOCK_Q / (32 * EACH)) so_far = max(so_far, s.most[w]);
         }
         const int blocks = (T - query_offset + BLOCK_Q - 1) / BLOCK_Q;
-        references[(int64_t)n * blocks + (begin - query_offset) / BLOCK_Q + tid] = reference_of(so_far);
+        references[(int64_t)n * blocks + (s.before.end - query_offset) / BLOCK_Q + tid] = reference_of(so_far);
     }
     if (tid == 0) alive_count[(int64_t)n * chunks + k] = live;
 
@@ -302,8 +301,8 @@ plan_evictions(const float* __restrict__ delta, const unsigned char* __restrict_
         if (arrived > 0) {
             evict[s.time[arrived]] = time;
         } else if (listing) {
-            evict[alive[number].x] = time;
-            alive[number].y = time;
+            evict[listed[number].x] = time;
+            listed[number].y = time;
         } else {
             evict[number] = time;
         }
