@@ -1,14 +1,15 @@
 """dma/cuda: dynamic mask attention in CUDA C++, compiled by NVRTC when it is first called.
 
-Tensor cores through mma.sync, so any GPU from sm_80 on. Queries gather their keys by the plan's lists; where the window
-is too large for that to pay, keys are visited in the order of their positions.
+Tensor cores through mma.sync, so any GPU from sm_80 on; on Hopper the forward has a kernel of its own, with wgmma.
+Queries gather their keys by the plan's lists; where the window is too large for that to pay, keys are visited in the
+order of their positions.
 """
 
 import torch
 from torch import Tensor
 
 from dmabench.kernels import nvrtc
-from dmabench.kernels.dma_cuda import ops
+from dmabench.kernels.dma_cuda import hopper, ops
 from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE, step_ends
 from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
@@ -59,7 +60,9 @@ def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
 
 def executed_pairs(*, plan: Plan, problem: Problem) -> int:
     """Query-key pairs that the forward computes, all heads; reads the plan from the device."""
-    pairs = plan.key_lists().executed_pairs(TILE) if plan.gathers else plan.tiles(BLOCK_Q, TILE).executed_pairs()
+    on_hopper = hopper.serves(plan.evict_BGT.device)
+    step = hopper.variant(problem.head_dim, problem.groups).keys if on_hopper else TILE
+    pairs = plan.key_lists().executed_pairs(step) if plan.gathers else plan.tiles(BLOCK_Q, step).executed_pairs()
     return int(pairs) * problem.groups
 
 

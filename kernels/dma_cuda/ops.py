@@ -20,7 +20,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See launch.forward. `tiles` is what launch.backward takes, or empty if there will be no backward."""
     with torch.cuda.device_of(q):
-        run = hopper.forward if hopper.usable(q) else launch.forward
+        run = hopper.forward if hopper.serves(q.device) else launch.forward
         return run(q, k, v, delta, evict, origins, visits, scale)
 
 

@@ -73,16 +73,8 @@ def load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS: tl.c
         bias = tl.load(delta + key, mask=there, other=0.0)
         # Rows of keys that nobody attends to may hold anything, and 0 * NaN is NaN.
         there = evicted > key
-    elif GATHERS:
-        key = tl.load(keys + entry)
-        # Copies of each, which make one element a thread. Of fewer, Triton thinks that loading is cheap, and lets every
-        # thread load all that its part of the scores needs: 16 of delta and as many of the keys (seen in 3.6).
-        COPIES: tl.constexpr = 256 // entry.shape[0]
-        copied = entry[:, None] + tl.zeros((1, COPIES), tl.int32)
-        bias = tl.max(tl.load(delta + tl.load(keys + copied)), 1)
-        evicted, there = key, key >= 0  # not read
     else:
-        key = entry
+        key = tl.load(keys + entry) if GATHERS else entry
         bias = tl.load(delta + key)
         evicted, there = key, key >= 0  # not read
     return key, there, evicted, (bias - reference) * LOG2E

@@ -23,8 +23,9 @@ from dmabench.kernels.key_order import SLAB
 from dmabench.kernels.operators import operator
 
 _CHUNKS = (512, 1024, 2048)
-_BLOCKS_AT_ONCE = 264
-"""Blocks of plan_evictions that an H100 holds, two a multiprocessor. Chunks are as short as that allows."""
+_BLOCKS_AT_ONCE = 132
+"""One a multiprocessor of an H100. Chunks are as short as lets all blocks of plan_evictions run so: with 256 blocks of
+1024 keys instead of 128 of 2048 a plan took 86 us instead of 69 (T = 32768, w = 1024; results/LOG.md, 2026-11-25)."""
 _LONG = 65536
 """Keys from which on sequences are cut into stretches: without, each chunk passes over all that came before it."""
 _WARPS_A_BLOCK = 8

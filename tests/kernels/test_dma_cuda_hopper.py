@@ -77,10 +77,9 @@ def test_serves_the_operator(on_cpu, inputs, definition, grads, close, monkeypat
     leaves = inputs(T=200, H=2, D=64, dtype=FP16, grad=True)
     q, _, _, delta = leaves
     plan = make_plan(delta.detach(), 20)
-    assert not hopper.usable(q)
+    assert not hopper.serves(q.device)
     calls = []
     forward = hopper.forward
-    monkeypatch.setattr(hopper, "ENABLED", True)
     monkeypatch.setattr(hopper, "_is_hopper", lambda _: True)
     monkeypatch.setattr(hopper, "variant", lambda *_: SMALL)
     monkeypatch.setattr(hopper, "forward", lambda *a: calls.append(a) or forward(*a))

@@ -129,7 +129,5 @@ def test_no_loop_spills_on_an_h100(compile_kernel, tmp_path, kernel, D, gathers)
     assert len(loops) == (3 if kernel == "backward_keys_kernel" else 2)
     for loop in loops:
         assert not [text for text in loop if re.search(r"\b(LDL|STL)\b", text)]
-    if gathers and kernel != "backward_keys_kernel":  # 8 copies of 16 bytes are rows of K and V where D is 128
-        assert min(sum("LDGSTS" in text for text in loop) for loop in loops) <= 16
     if kernel == "forward_kernel" and D == 128:
         assert re.search(r"STACK:0\b", _cuobjdump(compiled, tmp_path, "-res-usage"))
