@@ -5,7 +5,7 @@ from typing import Any
 
 from dmabench.compare import COMPARED, STATUS_CHANGES, Compared, Comparison
 from dmabench.lints import names
-from dmabench.table_layout import SETTINGS, Layout, backend_id, shared_and_differing, significant
+from dmabench.table_layout import PAPER, SETTINGS, Layout, marked_id, shared_and_differing, significant
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ def layout(comparison: Comparison, time: str, width: int | None = None) -> Layou
     caption = [TIME_WORDS[time], *shared]
     marks = _marks(cells)
     columns: dict[str, Callable[[Compared], str]] = {
-        "backend": lambda cell: backend_id(cell.a) + ("*" if _paper(cell.a) else "")
+        "backend": lambda cell: marked_id(cell.a if cell.a.get("status") == "PASSED" else cell.b)
     }
     for header, show in differing.items():
         columns[header] = lambda cell, show=show: show(cell.a)  # type: ignore[misc]
@@ -46,9 +46,9 @@ def layout(comparison: Comparison, time: str, width: int | None = None) -> Layou
         "verdict": lambda cell: cell.verdict,
     }
     notes = [f"{mark} {reason}" for reason, mark in marks.items()]
-    if any(_paper(cell.a) for cell in cells):
-        notes.append("* the paper's settings")
     lines = _lines(cells, columns)
+    if any(line[0].endswith("*") for line in lines):
+        notes.append(PAPER)
     if width is not None and _width(columns, lines) > width:
         del columns["interval"]
         lines = _lines(cells, columns)
@@ -109,11 +109,6 @@ def cell_as_json(cell: Compared, share: float | None) -> Row:
 
 def _lines(cells: list[Compared], columns: dict[str, Callable[[Compared], str]]) -> list[list[str]]:
     return [[show(cell) for show in columns.values()] for cell in cells]
-
-
-def _paper(row: Row) -> bool:
-    """Native sparse attention that reads as many keys as its paper says, and not as the window does."""
-    return row.get("function") == "nsa" and row.get("window") is None
 
 
 def _width(columns: dict[str, Any], lines: list[list[str]]) -> int:

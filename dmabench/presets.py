@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dmabench.cells import DELTAS
+
 CPU: dict[str, Any] = {
     "seqlen": "8k",
     "window": "1k",
@@ -47,6 +49,8 @@ LAYER = {
 
 _PAPER = {"head_dim": "128", "dtype": "bf16", "backend": "dma/flex,dma/triton,dma/cuda,dma/sdpa-masked,dense/*"}
 
+_DMA = {"backend": "dma/flex,dma/triton,dma/cuda,dense/sdpa-flash,dense/sdpa-cudnn"}
+
 NATIVE = {"heads": "16", "kv_heads": "1"}
 """A shape that fla-core's native sparse attention takes without padding groups to 16 heads."""
 
@@ -79,6 +83,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blocks": [
             {"seqlen": "4k:512k:x2", "window": "1k", "pass": "decode"},
             {"seqlen": "8k,32k,128k,512k", "window": "1k", "pass": "decode", "batch": "8,64"},
+        ],
+    },
+    "deltas": {
+        "about": "every distribution of importance, which decides what can be skipped",
+        "blocks": [
+            {**_DMA, "delta": ",".join(DELTAS), "seqlen": "8k,32k", "window": "1k", "pass": "fwd,bwd"},
+            {**_DMA, "delta": ",".join(DELTAS), "seqlen": "128k", "window": "2k", "pass": "fwd,bwd"},
+        ],
+    },
+    "windows": {
+        "about": "windows from 64 up to the sequence itself, where nothing is sparse: where it stops paying",
+        "blocks": [
+            {**_DMA, "seqlen": "8k", "window": "64:8k:x2", "pass": "fwd,bwd"},
+            {**_DMA, "seqlen": "32k", "window": "64,256,1k,2k,4k,8k,16k,32k", "pass": "fwd,bwd"},
         ],
     },
     "shapes": {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmabench import __version__, charts
+from dmabench.break_even import losses
 from dmabench.claims import VERDICTS, Verdict, load_claims, reported_beside, verdicts
 from dmabench.errors import Refusal
 from dmabench.lints import lints
@@ -164,6 +165,7 @@ def _section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int)
         "summary": summary(rows) if table or not rows else [f"{len(rows)} rows, which this page has no table for."],
         "table": table,
         "lines": _lines(table.rows) if table else [],
+        "losses": losses(rows) if table else None,
         "lints": lints(rows, manifest.get("gpu_state")) if table else [],
         "charts": [] if empty else _charts(rows, provenance(manifest)),
         "no_charts": empty,

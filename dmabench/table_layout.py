@@ -29,6 +29,8 @@ SHARED = {
 HEADERS = {"seqlen": "T", "window": "w", "batch": "B", "heads": "H", "kv_heads": "G", "head_dim": "D"}
 SETTINGS = ("pass", "level", *SHAPES[:2], "delta", *SHAPES[2:], "dtype", "device", "run")
 """Fields that are columns where rows differ in them, in this order."""
+PAPER = "* the paper's settings; with w, as many keys a query as the others"
+TIE = "~ the same: the p10-p90 interval overlaps that of the fastest dense row"
 
 
 class Layout(NamedTuple):
@@ -46,11 +48,16 @@ def backend_id(row: Row) -> str:
     return f"{row.get('function')}/{row.get('backend')}"
 
 
+def marked_id(row: Row) -> str:
+    """The id with * for native sparse attention with its paper's settings, and † for padded heads."""
+    return backend_id(row) + ("*" if _paper(row) else "") + ("†" if row.get("padded_heads") else "")
+
+
 def shared_and_differing(
     rows: Iterable[Row], fields: Sequence[str] = SETTINGS
 ) -> tuple[list[str], dict[str, Callable[[Row], str]]]:
-    """What a caption says of the fields that all rows share (a row that has none shares it too), and a column, its header
-    and its cell, for each field in which they differ."""
+    """What a caption says of the fields that all rows share (a row that has none shares it too), and a column, its
+    header and its cell, for each field in which they differ."""
     rows = list(rows)
     values = {field: {row[field] for row in rows if row.get(field) is not None} for field in fields}
     told = [
@@ -77,9 +84,7 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
     marks = _reason_notes(rows, notes)
 
     # Header, cell, in the order of the table; a shared field is a column only where the rows differ in it.
-    columns: dict[str, Callable[[Row], str]] = {
-        "backend": lambda row: backend_id(row) + ("*" if _paper(row) else "") + ("†" if row.get("padded_heads") else "")
-    }
+    columns: dict[str, Callable[[Row], str]] = {"backend": marked_id}
     columns |= differing
     columns["status"] = lambda row: _text(row.get("status")) + marks.get(_reason(row), "")
     columns |= MEASURED
@@ -103,11 +108,11 @@ def layout(rows: list[Row], width: int | None = None) -> Layout:
         if width is None or sum(widths) + len(widths) - 1 <= width:
             break
     if any(_paper(row) for row in rows):
-        notes.append("* the paper's settings; with w, as many keys a query as the others")
+        notes.append(PAPER)
     if any(row.get("padded_heads") for row in rows):
         notes.append("† heads padded to 16: an upper bound, in no headline ratio")
     if any("~" in cell for line in cells for cell in line):
-        notes.append("~ the same: the p10-p90 interval overlaps that of the fastest dense row")
+        notes.append(TIE)
     if "prep." in columns:
         notes.append("prep. = importance + plan")
     if "err%" in columns:
@@ -165,7 +170,8 @@ def _reason(row: Row) -> str:
     return "" if row.get("status") == "PASSED" else " ".join(str(row.get("reason") or "").split())
 
 
-def _speedup(row: Row) -> str:
+def speedup_text(row: Row) -> str:
+    """The speed-up of a row from add_speedups, with ~ where it is no winner."""
     if row.get("speedup") is None:
         return ""
     return f"{significant(row['speedup'])}x" + ("~" if same_as_baseline(row) else "")
@@ -218,7 +224,7 @@ MEASURED: dict[str, Callable[[Row], str]] = {
     "plan": _field("plan_ms", significant),
     "kernel": _field("kernel_ms", significant),
     "total ms": _field("total_ms", significant),
-    "speed-up": _speedup,
+    "speed-up": speedup_text,
     "density": _field("density", _percent),
     "TFLOP/s": _field("useful_tflops", significant),
     "err/budget": _error,

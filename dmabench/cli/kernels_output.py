@@ -48,20 +48,24 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
         which: the settings it ran with, in words.
         left: cells that were asked for and have no row.
     """
+    from dmabench.break_even import losses
     from dmabench.charts import draw_run
     from dmabench.claims import reported_table
-    from dmabench.tables import kernels_table, lints
+    from dmabench.tables import drawn, kernels_table, lints
 
     # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
-    drawn, undrawn = [], ""
+    charts, undrawn = [], ""
     try:
-        drawn = draw_run(run.path)
+        charts = draw_run(run.path)
     except OSError as error:  # a full disk, say: the rows are stored and are shown all the same
         undrawn = f"The charts could not be written: {error.strerror or error}."
     if as_json:
         to_stdout(lambda console: json_lines(console, rows))
     elif rows:
         to_stdout(lambda console: console.print(kernels_table(rows, width=min(WIDTH, console.width))))
+        lost = losses(rows)
+        if lost is not None:
+            to_stdout(lambda console: console.print(drawn(lost, lambda _: "")))
         beside = reported_table(rows)
         if beside is not None:
             to_stdout(lambda console: console.print(beside))
@@ -75,5 +79,5 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
         say(f"Interrupted: {done}. Repeat the command with --resume {run.name} to go on.", "bold")
     elif not any(row["status"] == "PASSED" for row in rows):
         say("Nothing could be measured: every row says why; `dmabench list backends` shows what runs here.")
-    files = "rows, samples and charts" if drawn else "rows and samples"
+    files = "rows, samples and charts" if charts else "rows and samples"
     say(f"{files}: {run.path}", wrap=False)

@@ -1,6 +1,6 @@
 import pytest
 
-from dmabench.cells import make_cells
+from dmabench.cells import DELTAS, make_cells
 from dmabench.kernels import backends
 from dmabench.presets import CPU, CUDA, PRESETS
 
@@ -39,6 +39,16 @@ def test_the_paper_preset_has_the_shapes_of_every_reported_figure():
         lengths = {row["seqlen"] for row in rows if f"{row['function']}/{row['backend']}" in figure.backends
                    and matches(figure, row)}  # fmt: skip
         assert set(ratios(figure)) <= lengths, (figure.name, figure.series)
+
+
+def test_deltas_and_windows_are_whole_axes():
+    deltas = expand(PRESETS["deltas"]["blocks"], "cuda")
+    for length in (8192, 32768, 131072):
+        assert {cell.delta for cell in deltas if cell.shape.seqlen == length and cell.function == "dma"} == set(DELTAS)
+    windows = expand(PRESETS["windows"]["blocks"], "cuda")
+    for length in (8192, 32768):
+        measured = {cell.window for cell in windows if cell.shape.seqlen == length and cell.function == "dma"}
+        assert min(measured) == 64 and max(measured) == length
 
 
 def test_quick_is_the_smallest_preset():

@@ -43,6 +43,11 @@ class Page(HTMLParser):
     def text(self):
         return " ".join("".join(self.words).split())
 
+    @property
+    def pieces(self):
+        """What stands between two tags each, such as the cells of a table."""
+        return [word for piece in self.words if (word := " ".join(piece.split()))]
+
 
 def page(paths, folder):
     text = write_report(paths, folder / "out" / "report.html").read_text()
@@ -59,6 +64,17 @@ def test_a_run_has_its_table_charts_doubts_and_claims(stored, tmp_path):
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in parsed.images)
     assert all("dma/flex" in image["alt"] and "forward" in image["alt"] for image in parsed.images)
     assert "kernel-cuda-10x-most-dense" in parsed.text and "NOT_TESTABLE" in parsed.text
+
+
+def test_losses_and_break_even_lengths_are_shown(tmp_path, environment, row, monkeypatch):
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    run = runs.Run.start(tmp_path, "kernels", ["kernels"], {}, environment)
+    for length, dense, ours in ((1000, 1.0, 2.0), (8000, 64.0, 16.0)):
+        run.append(row("dense/sdpa-cudnn", length, dense), None)
+        run.append(row("dma/flex", length, ours), None)
+    _, parsed = page([run.path], tmp_path)
+    assert "Losses and break-even lengths" in parsed.text and "never beyond them" in parsed.text
+    assert "dma/flex 1000-8000 1000 0.500x 2000" in " ".join(parsed.pieces)
 
 
 def test_the_page_stands_alone(stored, tmp_path):

@@ -72,9 +72,9 @@ def test_training_step_in_bf16(attention):
 
 # Selection is discrete: where hidden states differ in the last bit of bf16, later layers choose other keys, and the
 # gradient of A, two numbers, differs by a quarter (seen on an H100, torch 2.11). So each number is compared where all
-# choose alike: in one layer, whose input is the same, and with a window that takes in every key. The gradient of A is a
-# sum over all tokens of both signs, two numbers near zero: bf16 was seen to move it by 0.14 (H100), that of W_dt by less
-# than 0.1. Its formula is tested in float64 in test_model.py.
+# choose alike: in one layer, whose input is the same, and with a window that takes in every key. The gradient of A is
+# a sum over all tokens of both signs, two numbers near zero: bf16 was seen to move it by 0.14 (H100), that of W_dt by
+# less than 0.1. Its formula is tested in float64 in test_model.py.
 @pytest.mark.parametrize("same_choice", [{"num_hidden_layers": 1}, {"window": LENGTH}], ids=str)
 def test_every_dma_backend_gives_the_same_step(same_choice):
     names = dma_backends()
