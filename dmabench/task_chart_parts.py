@@ -40,7 +40,9 @@ def look(attention: str, number: int = 0) -> dict[str, Any]:
 
 
 def legend_beside(axes: "Axes", size: float = 7, title: str | None = None) -> None:
-    """A legend on the right of the axes, where it covers nothing."""
+    """A legend on the right of the axes, where it covers nothing; none where nothing has a name."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=size, title=title, title_fontsize=size
     )

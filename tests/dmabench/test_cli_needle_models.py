@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def call():
     @contextmanager
-    def here(path, options, ranks):
+    def here(path, options, ranks, jobs):
         yield in_process
 
     with pytest.MonkeyPatch.context() as patch:
