@@ -3,7 +3,7 @@
     dmabench scaling --data books/ --size 7M,13M,30M --attention mha,dma --tokens 40e6 --seeds 3
 
 One cell is one model, trained as `dmabench train` trains it. What is fitted to the rows stands in
-dmabench/scaling_fit.py.
+dmabench/statistics/scaling_fit.py.
 """
 
 from dmabench.tasks import language

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench import runs
 from dmabench.cli.completion import runs_here
 from dmabench.cli.output import WIDTH, say, to_stdout
 from dmabench.errors import Refusal
+from dmabench.store import runs
 
 HELP = """Compare two runs of [bold]kernels[/bold] cell by cell: is B the SAME as A, FASTER, SLOWER, or UNSURE?
 
@@ -54,8 +54,8 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prints the table and its sums on stdout, and what to doubt on stderr."""
-    from dmabench import compare as comparing
-    from dmabench.compare_notes import differences, doubts
+    from dmabench.compare import verdicts as comparing
+    from dmabench.compare.notes import differences, doubts
 
     share = None if fail_on is None else share_of(fail_on)
     if time not in comparing.TIMES:
@@ -77,7 +77,7 @@ def compare(
     else:
         _print(paths, manifests, compared, time, notes)
     if regressed:
-        from dmabench.compare_table import regressions
+        from dmabench.compare.table import regressions
 
         for sentence in regressions(regressed):
             say(f"regression ({fail_on}): {sentence}", "bold red")
@@ -108,8 +108,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> tuple[Any, list[str]]:
-    from dmabench.compare import Measured
-    from dmabench.run_folder import read_samples
+    from dmabench.compare.verdicts import Measured
+    from dmabench.store.run_folder import read_samples
 
     rows, problems = runs.read_rows(path)
     if not rows:
@@ -118,7 +118,7 @@ def _read(path: Path) -> tuple[Any, list[str]]:
 
 
 def _nothing_common(compared: Any, paths: list[Path]) -> str:
-    from dmabench.compare import KEY
+    from dmabench.compare.verdicts import KEY
 
     apart = []
     for field in KEY:
@@ -132,9 +132,9 @@ def _nothing_common(compared: Any, paths: list[Path]) -> str:
 def _print(paths: list[Path], manifests: list[dict[str, Any]], compared: Any, time: str, notes: list[str]) -> None:
     from rich.text import Text
 
-    from dmabench.compare import SMALLEST
-    from dmabench.compare_table import colour, layout, sums
-    from dmabench.tables import drawn
+    from dmabench.compare.table import colour, layout, sums
+    from dmabench.compare.verdicts import SMALLEST
+    from dmabench.tables.kernels import drawn
 
     def write(console: Any) -> None:
         for name, path, manifest in zip("AB", paths, manifests, strict=True):
@@ -152,7 +152,7 @@ def _print(paths: list[Path], manifests: list[dict[str, Any]], compared: Any, ti
 
 
 def _about(path: Path, manifest: dict[str, Any]) -> str:
-    from dmabench.environment import device_name
+    from dmabench.store.environment import device_name
 
     told = runs.provenance(manifest)
     device = device_name(manifest.get("environment") or {}, (manifest.get("settings") or {}).get("device"))
@@ -167,7 +167,7 @@ def _as_json(
     share: float | None,
     notes: list[str],
 ) -> dict[str, Any]:
-    from dmabench.compare_table import cell_as_json
+    from dmabench.compare.table import cell_as_json
 
     sides = {
         side: {"run": path.name, "about": _about(path, manifest)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 def runs_here(incomplete: str) -> Iterator[str]:
     """Names of the runs under the usual folder, the newest first, and `latest`."""
     from dmabench.errors import Refusal
-    from dmabench.runs import results_root, run_paths
+    from dmabench.store.runs import results_root, run_paths
 
     try:
         found = [path.name for path in reversed(run_paths(results_root(None, create=False)))]
@@ -17,6 +17,6 @@ def runs_here(incomplete: str) -> Iterator[str]:
 
 def claims(incomplete: str) -> Iterator[tuple[str, str]]:
     """Ids of claims, with what each says."""
-    from dmabench.claims import load_claims
+    from dmabench.claims.verdicts import load_claims
 
     yield from ((one.id, one.statement) for one in load_claims() if one.id.startswith(incomplete))

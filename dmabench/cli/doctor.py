@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench import environment, runs
 from dmabench.errors import Refusal
+from dmabench.store import environment, runs
 
 HELP = """Check that everything measuring needs works on this machine.
 

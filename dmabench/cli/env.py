@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench import environment
+from dmabench.store import environment
 
 HELP = """Show what a run would record of this machine: versions, commit, devices and their state.
 
@@ -50,7 +50,7 @@ def add_to(app: typer.Typer) -> None:
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Prints the environment on standard output."""
-    from dmabench.run_folder import plain
+    from dmabench.store.run_folder import plain
 
     described = environment.describe(MORE)
     now = {

@@ -12,7 +12,7 @@ from dmabench.errors import Refusal
 
 if TYPE_CHECKING:
     from dmabench.cli.eval_input import Asked
-    from dmabench.eval_cells import EvalCell
+    from dmabench.evals.cells import EvalCell
     from dmabench.tasks.downstream.peers import Peers
 
 EXAMPLES = """
@@ -126,8 +126,8 @@ def _score(
         hub.go_offline()
 
     from dmabench.cli.kernels_input import choose_device
-    from dmabench.eval_cells import labels, make_cells
-    from dmabench.runs import Run, find_run, results_root
+    from dmabench.evals.cells import labels, make_cells
+    from dmabench.store.runs import Run, find_run, results_root
     from dmabench.tasks.downstream.checkpoints import check, find
     from dmabench.tasks.downstream.peers import join
 
@@ -143,9 +143,9 @@ def _score(
     resumed = None if resume is None else find_run(results_root(results), resume)
 
     # What can be refused has been: these import lm_eval.
-    from dmabench import environment
     from dmabench.cli.eval_output import progress_bar
-    from dmabench.eval_run import Plan, score_cells, tasks_of
+    from dmabench.evals.run import Plan, score_cells, tasks_of
+    from dmabench.store import environment
 
     peers = join()
     chosen = _own_device(device, peers)

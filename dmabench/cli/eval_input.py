@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmabench.errors import Refusal
-from dmabench.sweeps import parse_sweep
 from dmabench.tasks.downstream import catalogue, checkpoints, local_data
+from dmabench.workload.sweeps import parse_sweep
 
 DEFAULT_MODEL = "untrained:tiny"
 

@@ -8,9 +8,9 @@ from typing import Any
 from dmabench.cli.eval_input import Asked
 from dmabench.cli.output import exit_code, json_lines, progress_bars, say, to_stdout
 from dmabench.errors import Refusal
-from dmabench.eval_cells import EvalCell
-from dmabench.eval_tables import ASKED, BESIDE, SCORES, audits, beside_paper, notes, scores, table
-from dmabench.run_folder import read_samples
+from dmabench.evals.cells import EvalCell
+from dmabench.evals.tables import ASKED, BESIDE, SCORES, audits, beside_paper, notes, scores, table
+from dmabench.store.run_folder import read_samples
 from dmabench.tasks.downstream import catalogue, local_data
 
 MODELS_A_TABLE = 4
@@ -119,7 +119,7 @@ def progress_bar(cells: list[EvalCell], shown: bool) -> Iterator[tuple[Told, Cal
 
 def print_run(run: Any, cells: list[EvalCell], asked: Asked, as_json: bool, interrupted: bool) -> int:
     """The rows of a run on stdout, what to doubt on stderr; the exit code."""
-    from dmabench.eval_significance import compare
+    from dmabench.evals.significance import compare
 
     place = {cell.id: at for at, cell in enumerate(cells)}
     rows = [row for row in run.rows() if row["cell"] in place]

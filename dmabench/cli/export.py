@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmabench import runs
 from dmabench.cli.completion import runs_here
 from dmabench.errors import Refusal
+from dmabench.store import runs
 
 HELP = """Write the rows of runs as CSV or Parquet, or their tables as Markdown.
 
@@ -49,7 +49,7 @@ def export(
     results: Annotated[str | None, typer.Option(metavar="DIR", help="The folder that holds the runs.")] = None,
 ) -> None:
     """Writes the files and prints their paths."""
-    from dmabench.export import FORMATS, check, csv_text, write
+    from dmabench.report.export import FORMATS, check, csv_text, write
 
     formats = _formats(form, out, FORMATS)
     root = runs.results_root(results, create=False)
@@ -60,8 +60,8 @@ def export(
     if len(paths) > 1 and out is None:
         raise Refusal(f"{len(paths)} runs go into one file: name it with --out FILE.")
     if out == STDOUT:
-        from dmabench.export_markdown import markdown
-        from dmabench.run_frame import frame_of
+        from dmabench.report.markdown import markdown
+        from dmabench.store.run_frame import frame_of
 
         if len(formats) > 1 or "parquet" in formats:
             raise Refusal(

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench.cells import Cell, by_shape
 from dmabench.cli.kernels_input import (
     check_delta_files,
     check_replay,
@@ -21,7 +20,8 @@ from dmabench.cli.kernels_models import check_lengths, take_models, written
 from dmabench.cli.kernels_output import print_cells, print_run
 from dmabench.cli.output import exit_code, progress_bars
 from dmabench.errors import Refusal
-from dmabench.presets import PRESETS
+from dmabench.workload.cells import Cell, by_shape
+from dmabench.workload.presets import PRESETS
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -122,7 +122,7 @@ def kernels(
         settings["replay"] = True
     cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
     options: dict[str, Any] = {"cap_s": cap_s, "replay": replay}
-    from dmabench.tables import add_speedups
+    from dmabench.tables.kernels import add_speedups
 
     with written(models, cells, device) as files:
         options["delta_files"] = delta_files | files
@@ -143,9 +143,9 @@ def _measure(
     cell_timeout: float,
 ) -> tuple[Any, bool]:
     """Measure what a resumed run has not; (run, interrupted). Rows of a shape are on disk before the next shape."""
-    from dmabench import environment
-    from dmabench.isolation import Worker
-    from dmabench.runs import Run, find_run, results_root
+    from dmabench.store import environment
+    from dmabench.store.runs import Run, find_run, results_root
+    from dmabench.timing.isolation import Worker
 
     root = results_root(results)
     found = environment.describe()
@@ -189,7 +189,7 @@ def _measure(
 
 def _append(run: Any, messages: list[dict[str, Any]], device: str) -> None:
     """Write rows of one shape, with the speed-ups over the dense rows that the run now has."""
-    from dmabench.tables import add_speedups
+    from dmabench.tables.kernels import add_speedups
 
     before = run.rows()
     rows = [{**message["row"], "run": run.name, "device": device} for message in messages]

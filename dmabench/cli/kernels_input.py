@@ -3,10 +3,10 @@ said here, before anything is made or measured."""
 
 from difflib import get_close_matches
 
-from dmabench.cells import Cell, make_cells
 from dmabench.errors import Refusal
-from dmabench.presets import CPU, CUDA, DECODE, LAYER, PRESETS
-from dmabench.sweeps import parse_sweep
+from dmabench.workload.cells import Cell, make_cells
+from dmabench.workload.presets import CPU, CUDA, DECODE, LAYER, PRESETS
+from dmabench.workload.sweeps import parse_sweep
 
 SWEEPS = ("seqlen", "window", "batch", "heads", "kv_heads", "head_dim")
 
@@ -92,7 +92,7 @@ def check_delta_files(cells: list[Cell], files: dict[str, str]) -> None:
     """Refuse a file that does not fit now, not after an hour of other cells."""
     if not files:
         return
-    from dmabench.inputs import delta_from_file
+    from dmabench.workload.inputs import delta_from_file
 
     for cell in cells:
         if cell.delta in files:

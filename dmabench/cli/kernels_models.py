@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dmabench.cells import Cell
 from dmabench.errors import Refusal
-from dmabench.model_delta import PREFIX, ModelDelta, parse
+from dmabench.workload.cells import Cell
+from dmabench.workload.model_delta import PREFIX, ModelDelta, parse
 
 SHAPE = ("heads", "kv_heads", "head_dim", "window")
 """Options that take the model's own values where they are not given."""

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dmabench.cells import Cell, by_shape
 from dmabench.cli.output import WIDTH, json_lines, say, to_stdout
+from dmabench.workload.cells import Cell, by_shape
 
 if TYPE_CHECKING:
-    from dmabench.runs import Run
+    from dmabench.store.runs import Run
 
 Row = dict[str, Any]
 
@@ -48,10 +48,10 @@ def print_run(run: "Run", rows: list[Row], which: str, as_json: bool, interrupte
         which: the settings it ran with, in words.
         left: cells that were asked for and have no row.
     """
-    from dmabench.break_even import losses
-    from dmabench.charts import draw_run
-    from dmabench.claims import reported_table
-    from dmabench.tables import drawn, kernels_table, lints
+    from dmabench.charts.kernels import draw_run
+    from dmabench.claims.verdicts import reported_table
+    from dmabench.tables.break_even import losses
+    from dmabench.tables.kernels import drawn, kernels_table, lints
 
     # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
     charts, undrawn = [], ""

@@ -4,8 +4,8 @@ from typing import Any
 
 import typer
 
-from dmabench.rows import STATUSES
-from dmabench.run_list import UNREADABLE
+from dmabench.store.rows import STATUSES
+from dmabench.store.run_list import UNREADABLE
 
 
 def print_runs(listed: list[dict[str, Any]]) -> None:

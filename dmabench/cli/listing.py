@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench import runs
 from dmabench.cli.list_runs import print_runs
 from dmabench.errors import Refusal
-from dmabench.run_list import list_runs
+from dmabench.store import runs
+from dmabench.store.run_list import list_runs
 
 HELP = """List what there is: backends, models, runs, tasks, claims or presets.
 
@@ -127,7 +127,7 @@ def _runs(results: str | None) -> tuple[list[dict[str, Any]], str]:
 
 
 def _claims() -> list[dict[str, Any]]:
-    from dmabench.claims import load_claims
+    from dmabench.claims.verdicts import load_claims
 
     return [
         {"claim": one.id, "statement": one.statement, "source": one.source, "command": one.command}
@@ -137,8 +137,8 @@ def _claims() -> list[dict[str, Any]]:
 
 def _tasks() -> list[dict[str, Any]]:
     """Every task, with its axes and presets, or why it cannot be used."""
-    from dmabench.cli.tasks import load
     from dmabench.tasks import registry
+    from dmabench.trials.loading import load
 
     listed: list[dict[str, Any]] = []
     for name, about in registry.names().items():
@@ -154,9 +154,9 @@ def _tasks() -> list[dict[str, Any]]:
 
 def _presets() -> list[dict[str, Any]]:
     """Of `dmabench kernels` and of every task that can be used."""
-    from dmabench.cli.tasks import load
-    from dmabench.presets import PRESETS
     from dmabench.tasks import registry
+    from dmabench.trials.loading import load
+    from dmabench.workload.presets import PRESETS
 
     listed = [{"preset": name, "command": "kernels", **settings} for name, settings in PRESETS.items()]
     for name in registry.names():

@@ -10,7 +10,7 @@ import typer
 from dmabench.errors import Refusal
 
 if TYPE_CHECKING:
-    from dmabench.runs import Run
+    from dmabench.store.runs import Run
 
 HELP = """Show the masks of heads: keys that matter, how long they live, ties, and the tiles that a kernel touches.
 
@@ -69,7 +69,7 @@ def mask(
     as_json: Annotated[bool, _which("--json", "Print rows as JSON lines instead of a table.", "Both")] = False,
 ) -> None:
     """Stores a row a head, draws their lifetimes and prints the table."""
-    from dmabench.sweeps import parse_sweep
+    from dmabench.workload.sweeps import parse_sweep
 
     lengths = parse_sweep(seqlen, "--seqlen", 2) if seqlen else None
     windows = parse_sweep(window, "--window") if window else None
@@ -97,9 +97,9 @@ def mask(
 def _of_distributions(
     delta: str | None, lengths: list[int] | None, windows: list[int] | None, kv_heads: int, seed: int
 ) -> Iterator[list[Row]]:
-    from dmabench.cells import delta_words
     from dmabench.cli.kernels_input import label_delta_files
-    from dmabench.sweeps import parse_sweep
+    from dmabench.workload.cells import delta_words
+    from dmabench.workload.sweeps import parse_sweep
 
     block = {"delta": delta or DELTA}
     files = label_delta_files([block])
@@ -108,7 +108,7 @@ def _of_distributions(
     if unread:
         raise Refusal(f"--delta {unread[0]}: here a model is named with --model DIR --text FILE")
     # Imports torch: after all that can be refused without.
-    from dmabench.masks import distribution_rows
+    from dmabench.workload.masks import distribution_rows
 
     return distribution_rows(names, lengths or [SEQLEN], windows or parse_sweep(WINDOW, ""), kv_heads, seed, files)
 
@@ -118,8 +118,8 @@ def _of_model(
 ) -> Iterator[list[Row]]:
     from dmabench.cli.kernels_input import choose_device
     from dmabench.cli.output import say
-    from dmabench.masks import model_rows
     from dmabench.tasks.text_importance import check, read
+    from dmabench.workload.masks import model_rows
 
     try:
         shape = check(name, text, max(lengths) if lengths else None)
@@ -140,9 +140,9 @@ def _of_model(
 
 def _store(cells: Iterator[list[Row]], settings: dict[str, Any], results: str | None) -> "tuple[Run, list[Row], bool]":
     """Rows are on disk cell by cell: (the run, its rows, interrupted)."""
-    from dmabench import environment
-    from dmabench.masks import COMMAND
-    from dmabench.runs import Run, results_root
+    from dmabench.store import environment
+    from dmabench.store.runs import Run, results_root
+    from dmabench.workload.masks import COMMAND
 
     root = results_root(results)
     first = next(cells)  # before there is a folder: what is refused leaves none
@@ -163,10 +163,10 @@ def _store(cells: Iterator[list[Row]], settings: dict[str, Any], results: str | 
 
 
 def _print(run: "Run", rows: list[Row], as_json: bool) -> None:
+    from dmabench.charts.masks import draw_run
     from dmabench.cli.output import WIDTH, json_lines, say, to_stdout
-    from dmabench.mask_charts import draw_run
-    from dmabench.mask_tables import layout
-    from dmabench.tables import drawn
+    from dmabench.tables.kernels import drawn
+    from dmabench.tables.masks import layout
 
     charts = "charts"
     try:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dmabench.rows import FAILURES
+from dmabench.store.rows import FAILURES
 
 if TYPE_CHECKING:
     from rich.console import Console

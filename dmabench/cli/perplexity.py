@@ -47,11 +47,11 @@ def perplexity(
     """
     from dmabench.cli.kernels_input import choose_device
     from dmabench.cli.output import json_lines, say, to_stdout
-    from dmabench.eval_cells import labels
-    from dmabench.held_out import compare, read_text, score
-    from dmabench.sweeps import parse_sweep
+    from dmabench.evals.cells import labels
+    from dmabench.evals.held_out import compare, read_text, score
     from dmabench.tasks.downstream.checkpoints import check, check_name, find
     from dmabench.tasks.text_problems import Problems
+    from dmabench.workload.sweeps import parse_sweep
 
     lengths = parse_sweep(seqlen, "--seqlen", 2) if seqlen else None
     scored: list[Any] = []

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dmabench import runs
 from dmabench.cli.completion import runs_here
+from dmabench.store import runs
 
 HELP = """Write one static HTML page: tables, charts, doubts and claims of stored runs.
 
@@ -47,7 +47,7 @@ def report(
     if not paths:
         typer.echo(f"No run under {root} yet: the page says how to make one.", err=True)
 
-    from dmabench.report import write_report
+    from dmabench.report.page import write_report
 
     written = write_report(paths, out or root / "report.html")
     if as_json:
@@ -57,7 +57,7 @@ def report(
 
 
 def _as_json(paths: list[Path], written: Path) -> dict[str, object]:
-    from dmabench.claims import load_claims, verdicts
+    from dmabench.claims.verdicts import load_claims, verdicts
     from dmabench.errors import Refusal
 
     rows, problems = [], []

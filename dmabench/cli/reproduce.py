@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dmabench import runs
 from dmabench.cli.completion import claims
 from dmabench.cli.output import say
 from dmabench.errors import Refusal
+from dmabench.store import runs
 
 if TYPE_CHECKING:
-    from dmabench.claims import Claim
+    from dmabench.claims.verdicts import Claim
 
 HELP = """Print the command that measures a claim; with --run, run it and judge the claim by what it found.
 
@@ -75,7 +75,7 @@ def reproduce(
 
 
 def _find(name: str) -> "Claim":
-    from dmabench.claims import load_claims
+    from dmabench.claims.verdicts import load_claims
 
     known = {claim.id: claim for claim in load_claims()}
     if name not in known:
@@ -119,7 +119,7 @@ def _rows_file(path: Path) -> int:
 
 def _verdicts(claim: "Claim", paths: list[Path]) -> list[Any]:
     """What each of the runs says; one verdict, NO_ROWS, where none has rows for the claim."""
-    from dmabench.claims import verdicts
+    from dmabench.claims.verdicts import verdicts
 
     rows = []
     for path in paths:

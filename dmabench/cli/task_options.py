@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench.axis_values import option
 from dmabench.tasks.task import Axis, Task
-from dmabench.trials import text
+from dmabench.trials.cells import text
+from dmabench.workload.axis_values import option
 
 WHAT, HOW = "What to measure", "How"
 

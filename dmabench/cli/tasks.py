@@ -6,13 +6,14 @@ from typing import Any
 
 import typer
 
-from dmabench.axis_values import values_of
 from dmabench.cli.task_options import signature
 from dmabench.errors import Refusal
-from dmabench.ranks import here
 from dmabench.tasks import registry
 from dmabench.tasks.task import Task
-from dmabench.trials import Blocks, Trial, blocks_of, make_trials, seeds_of, shard
+from dmabench.trials.cells import Blocks, Trial, blocks_of, make_trials, seeds_of, shard
+from dmabench.trials.loading import load
+from dmabench.trials.ranks import here
+from dmabench.workload.axis_values import values_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,16 +46,6 @@ def command(name: str) -> Any:
     examples = "\n\n".join(["[bold]Examples[/bold]", *(f"  {example}" for example in task.examples)])
     one.command(name, help=f"{task.title}\n\n{task.about}", epilog=examples)(run)
     return typer.main.get_command(one)
-
-
-def load(name: str) -> Task:
-    """The task; Refusal where it cannot be imported."""
-    try:
-        return registry.get(name)
-    except Exception as error:
-        raise Refusal(
-            f"the task {name} cannot be used ({type(error).__name__}: {error}); repair or uninstall its package"
-        ) from error
 
 
 def run_task(task: Task, options: dict[str, Any]) -> None:

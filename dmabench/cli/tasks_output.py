@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from dmabench.cli.output import WIDTH, exit_code, json_lines, say, to_stdout
 from dmabench.tasks.task import Task
-from dmabench.trial_roof import Roof, roof_of
-from dmabench.trial_run import CELLS
-from dmabench.trials import Trial, text, varying
+from dmabench.trials.cells import Trial, text, varying
+from dmabench.trials.roof import Roof, roof_of
+from dmabench.trials.run import CELLS
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from dmabench.runs import Run
+    from dmabench.store.runs import Run
 
 Row = dict[str, Any]
 
@@ -120,8 +120,8 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         which: the settings it ran with, in words.
         cells: how many were asked for.
     """
-    from dmabench.task_charts import draw_run
-    from dmabench.task_tables import notes, tables
+    from dmabench.charts.tasks import draw_run
+    from dmabench.tables.tasks import notes, tables
 
     # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
     drawn, undrawn = [], ""

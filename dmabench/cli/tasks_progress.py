@@ -11,8 +11,8 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from dmabench.tasks.task import Progress, Task
-from dmabench.trial_run import Told
-from dmabench.trials import Trial, label, varying
+from dmabench.trials.cells import Trial, label, varying
+from dmabench.trials.run import Told
 
 
 class Shown:

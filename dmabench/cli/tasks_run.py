@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dmabench import environment
 from dmabench.cli.tasks_progress import Shown
-from dmabench.crew import Crew
-from dmabench.ranks import Ranks, here
-from dmabench.runs import Run, find_run, results_root
+from dmabench.store import environment
+from dmabench.store.runs import Run, find_run, results_root
 from dmabench.tasks.task import Task
-from dmabench.trial_run import COMMAND, ENVIRONMENT, Runner, in_process, in_worker, run_trials
-from dmabench.trials import Trial
-from dmabench.worker_process import WorkerProcess
+from dmabench.timing.worker_process import WorkerProcess
+from dmabench.trials.cells import Trial
+from dmabench.trials.crew import Crew
+from dmabench.trials.ranks import Ranks, here
+from dmabench.trials.run import COMMAND, ENVIRONMENT, Runner, in_process, in_worker, run_trials
 
 PACKAGES = ("accelerate", "transformers")
 """What changes a result besides the packages of every run."""

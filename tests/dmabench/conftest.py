@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dmabench import runs
+from dmabench.store import runs
 
 SHAPE = {
     "pass": "fwd",

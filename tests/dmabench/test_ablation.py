@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmabench import task_charts
-from dmabench.claims import load_claims, verdicts
+from dmabench.charts import tasks as task_charts
+from dmabench.claims.verdicts import load_claims, verdicts
 from dmabench.tasks import registry
 
 TOKENS = (128, 256)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dmabench import worker
-from dmabench.cells import Cell, Shape
 from dmabench.kernels import registry
-from dmabench.rows import FIELDS
+from dmabench.store.rows import FIELDS
+from dmabench.timing import worker
+from dmabench.workload.cells import Cell, Shape
 
 WHOLE = {
     "dma": "reference",

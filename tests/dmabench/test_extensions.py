@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmabench.report import write_report
+from dmabench.report.page import write_report
 
 BACKEND = """
 import torch
@@ -65,9 +65,9 @@ toy = toy_task:TASK
 WITHOUT_WORKER = """
 import sys
 from contextlib import contextmanager
-from dmabench import trial_worker
+from dmabench.trials import worker as trial_worker
 from dmabench.cli import main, tasks_run
-from dmabench.trial_run import in_process
+from dmabench.trials.run import in_process
 sys.argv[1:] = sys.argv[3:]
 trial_worker.SAMPLING_S = 0.02
 tasks_run._runner = contextmanager(lambda *_: (yield in_process))

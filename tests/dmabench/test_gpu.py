@@ -2,10 +2,10 @@
 
 import pytest
 
-from dmabench.cells import by_shape, make_cells
-from dmabench.isolation import Worker
-from dmabench.presets import CUDA, DECODE, LAYER
-from dmabench.speedups import add_speedups
+from dmabench.summaries.speedups import add_speedups
+from dmabench.timing.isolation import Worker
+from dmabench.workload.cells import by_shape, make_cells
+from dmabench.workload.presets import CUDA, DECODE, LAYER
 
 pytestmark = pytest.mark.gpu
 

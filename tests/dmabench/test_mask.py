@@ -7,17 +7,18 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from dmabench import mask_charts, runs
+from dmabench.charts import masks as mask_charts
 from dmabench.cli import export, mask
 from dmabench.errors import Refusal
-from dmabench.inputs import named_delta
 from dmabench.kernels.mask_facts import head_facts
-from dmabench.mask_tables import layout
-from dmabench.masks import distribution_rows
+from dmabench.store import runs
+from dmabench.tables.masks import layout
 from dmabench.tasks.downstream import checkpoints
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.text_importance import read
+from dmabench.workload.inputs import named_delta
+from dmabench.workload.masks import distribution_rows
 
 TINY = ("--model", "untrained:tiny", "--text", "synthetic")
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from dmabench.axis_values import values_of
 from dmabench.tasks import language_presets, mqar_presets
 from dmabench.tasks.ablate import TASK
 from dmabench.tasks.ablate_presets import MISSING
@@ -13,7 +12,8 @@ from dmabench.tasks.mask_statistics import TIMES
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.task import Tools
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
+from dmabench.workload.axis_values import values_of
 
 ALL = (OWN, *TESTED)
 TINY = {"language": {"tokens": 1024.0, "seqlen": 32, "heldout_tokens": 500, "step_tokens": 128, "vocab": 300}}

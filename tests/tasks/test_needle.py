@@ -13,7 +13,7 @@ from dmabench.tasks.needle import TASK
 from dmabench.tasks.needle_presets import QUICK
 from dmabench.tasks.task import Tools
 from dmabench.tasks.task_model import build_model
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
 
 TINY = {
     "attention": "mha",

@@ -17,7 +17,7 @@ from dmabench.tasks.needle import TASK
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.scored_models import label, last_logits
 from dmabench.tasks.task import Tools
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
 
 WORDS = tokenizer.train([*synthetic_text.documents()][:40], 300)
 SIZE = {"vocab_size": 320, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -5,7 +5,7 @@ import pytest
 from dmabench.tasks.pattern_predictions import FAILS, LEARNS, OPEN, needed, predicted
 from dmabench.tasks.patterns import TASK
 from dmabench.tasks.task import Tools
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
 
 ROW = {"accuracy", "correct", "total", "chance", "validation_accuracy", "loss", "tokens", "train_s", "tokens_per_s"}
 ROW |= {"stopped", "parameters", "density", "sparsity_active", "infer_ms", "infer_batch", "exact_match", "predicted"}

@@ -10,7 +10,7 @@ from dmabench.tasks.presets import model_config
 from dmabench.tasks.scaling import TASK, size_of
 from dmabench.tasks.scaling_presets import GRID
 from dmabench.tasks.task import Tools
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from dmabench.tasks.recipe import Recipe
 from dmabench.tasks.registry import get
 from dmabench.tasks.task import Tools
 from dmabench.tasks.train import train
-from dmabench.trials import blocks_of, make_trials
+from dmabench.trials.cells import blocks_of, make_trials
 
 GIVEN = {"size": "tiny", "attention": "dma", "seqlen": 32, "window": 8, "batch": 4, "steps": 2}
 EMPTY = {axis.name: None for axis in step.AXES} | {"recompute": "auto", "nsa": None, "seed": 0}

@@ -1,0 +1,1 @@
+"""Figures from rows, in one style."""

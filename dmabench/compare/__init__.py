@@ -1,0 +1,1 @@
+"""Two runs, cell by cell: faster, slower, the same, or unsure."""

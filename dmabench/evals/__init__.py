@@ -1,0 +1,1 @@
+"""Checkpoints scored on benchmarks and on held-out text."""

@@ -1,0 +1,1 @@
+"""Correctness before time: each backend against the definition in float64."""

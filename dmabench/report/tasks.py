@@ -1,0 +1,82 @@
+"""The sections of a report about trained models: a group for each task, in it a section for each run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dmabench.charts import tasks as task_charts
+from dmabench.charts.style import STYLE
+from dmabench.report.held_out import held_out
+from dmabench.report.parts import about_run, image, table
+from dmabench.store.runs import provenance
+from dmabench.summaries.task_layout import LEFT, sheets
+from dmabench.tables.tasks import notes
+from dmabench.tasks import registry
+from dmabench.tasks.task import Task
+
+Row = dict[str, Any]
+ALWAYS = {
+    "mqar": "Recall",
+    "patterns": "Sparse patterns",
+    "needle": "Needles in haystacks",
+    "train": "Language models",
+    "scaling": "Language models over size",
+    "ablate": "DMA with one part changed",
+}
+"""Tasks that have a group even before any run, with its heading."""
+NEEDS = "The small default of this machine, and one for a GPU"
+
+
+def is_task_run(manifest: dict[str, Any]) -> bool:
+    """Was the run made by the command of a task?"""
+    return manifest.get("command") in registry.names() or manifest.get("command") in ALWAYS
+
+
+def task_section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int) -> dict[str, Any]:
+    """What the template shows of one run: facts, tables, notes, charts. A task that cannot be loaded any more is said
+    in place of its tables."""
+    section = {
+        "task": manifest["command"],
+        **about_run(name, manifest, damaged),
+        "tables": [],
+        "notes": [],
+        "charts": [],
+        "no_charts": task_charts.nothing_to_draw(rows),
+    }
+    try:
+        task = registry.get(manifest["command"])
+    except Exception as error:  # whatever importing another package's task may raise
+        return section | {"no_charts": f"the task cannot be loaded ({type(error).__name__}: {error})"}
+    told = [table(*sheet, LEFT) for sheet in sheets(task, rows)]
+    found = notes(task, rows)
+    if task.name == "train" and (compared := held_out(task, rows)):
+        told.append(table(*compared.sheet, LEFT))
+        found += compared.notes
+    section |= {"notes": found, "tables": told}
+    return section if section["no_charts"] else section | {"charts": _charts(task, rows, provenance(manifest))}
+
+
+def task_groups(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every task with its runs: our own always, with the commands that make a run where there is none."""
+    names = dict.fromkeys([*ALWAYS, *(section["task"] for section in sections if "task" in section)])
+    found = []
+    for name in names:
+        mine = [section for section in sections if section.get("task") == name]
+        about = registry.names().get(name, "")
+        group = {"name": name, "title": ALWAYS.get(name, name), "about": about, "runs": mine}
+        found.append(group | {"commands": [f"dmabench {name}", f"dmabench {name} --preset h100"], "needs": NEEDS})
+    return found
+
+
+def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
+    import matplotlib
+
+    drawn = []
+    with matplotlib.rc_context(STYLE):
+        for figure in task_charts.draw(task, rows, about).values():
+            words = "; ".join(text.get_text() for text in figure.texts[:2])
+            texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
+            texts += [text for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
+            names = dict.fromkeys(text.get_text() for text in texts)
+            told = ", ".join(name for name in names if name[:3].isalpha())
+            drawn.append({"uri": image(figure), "alt": f"Chart: {words}. In it: {told}."})
+    return drawn

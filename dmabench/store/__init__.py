@@ -1,0 +1,1 @@
+"""Runs on disk: rows, manifests, the machine they came from, and the frame of them all."""

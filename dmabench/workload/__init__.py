@@ -1,0 +1,1 @@
+"""What `dmabench kernels` measures: cells, sweeps, presets, and the tensors, layers and caches of each attention."""

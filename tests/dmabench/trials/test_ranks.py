@@ -1,0 +1,20 @@
+import pytest
+
+from dmabench.trials.ranks import Ranks, here
+
+
+def test_alone_nothing_is_shared(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks = here()
+    assert ranks == Ranks(0, 1, 0) and ranks.first and ranks.device("cuda:1") == "cuda:1"
+    assert ranks.from_first(lambda: [1, 2], "cpu") == [1, 2]
+    with pytest.raises(ZeroDivisionError):
+        ranks.from_first(lambda: 1 / 0, "cpu")
+
+
+def test_each_of_several_has_its_own_gpu(monkeypatch):
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    ranks = here()
+    assert ranks == Ranks(3, 4, 1) and not ranks.first
+    assert ranks.device("cuda") == "cuda:1" and ranks.device("cpu") == "cpu"

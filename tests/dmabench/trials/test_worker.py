@@ -1,0 +1,102 @@
+"""What the worker does with one cell, and how it times and tells."""
+
+import time
+
+import pytest
+import torch
+
+from dmabench.tasks.task import Progress
+from dmabench.trials import worker as trial_worker
+from dmabench.trials.worker import attempt, make_tools, rarely, timer
+
+
+@pytest.fixture
+def task(monkeypatch):
+    """A call that makes `registry.get` return a task whose run is the given function."""
+
+    def install(run):
+        made = type("Made", (), {"run": staticmethod(run)})
+        monkeypatch.setattr(trial_worker.registry, "get", lambda name: made)
+
+    return install
+
+
+@pytest.fixture
+def tools(tmp_path):
+    request = {"folder": tmp_path / "cells" / "one", "device": "cpu", "deterministic": False, "compile": True}
+    return make_tools(request, lambda progress: None)
+
+
+def raises(error):
+    def run(settings, tools):
+        raise error
+
+    return run
+
+
+def test_rows_come_back_as_json_can_hold_them(task, tools):
+    task(lambda settings, tools: [{"accuracy": torch.tensor(0.5), "loss": float("nan"), "settings": settings["n"]}])
+    outcome = attempt("made", {"n": 3}, tools)
+    assert outcome == {
+        "status": "PASSED",
+        "reason": None,
+        "rows": [{"accuracy": 0.5, "loss": None, "settings": 3}],
+        "lost": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (MemoryError("needs 10 TiB"), "OUT_OF_MEMORY", "needs 10 TiB"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OUT_OF_MEMORY", "CUDA out of memory"),
+        (ValueError("no such luck"), "RUNTIME_ERROR", "ValueError: no such luck"),
+    ],
+)
+def test_what_a_cell_raises_is_its_status(task, tools, error, status, reason):
+    task(raises(error))
+    assert attempt("made", {}, tools) == {"status": status, "reason": reason, "rows": [], "lost": False}
+
+
+def test_a_ctrl_c_is_no_outcome(task, tools):
+    task(raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        attempt("made", {}, tools)
+
+
+def test_a_task_without_rows_is_a_bug_of_it(task, tools):
+    task(lambda settings, tools: [])
+    assert attempt("made", {}, tools)["reason"] == "RuntimeError: the task made returned no row"
+
+
+def test_tools_are_what_was_asked_for(tools, tmp_path):
+    assert (tools.device, tools.deterministic, tools.compile) == ("cpu", False, True)
+    assert tools.folder == tmp_path / "cells" / "one" and tools.folder.is_dir()
+
+
+def test_a_call_is_timed(monkeypatch):
+    monkeypatch.setattr(trial_worker, "SAMPLING_S", 0.2)
+    calls = []
+
+    def call():
+        calls.append(1)
+        time.sleep(0.004)
+
+    assert 4.0 <= timer("cpu")(call) < 400 and len(calls) > 5
+
+
+def test_what_a_timed_call_raises_is_not_swallowed():
+    def call():
+        raise RuntimeError("no such luck")
+
+    with pytest.raises(RuntimeError, match="no such luck"):
+        timer("cpu")(call)
+
+
+def test_progress_is_told_at_each_stage_and_rarely_within_one():
+    told = []
+    tell = rarely(told.append)
+    for stage in ("train", "score"):
+        for step in range(1000):
+            tell(Progress(stage, step, 1000))
+    assert [(one.stage, one.step) for one in told if one.step == 0] == [("train", 0), ("score", 0)] and len(told) < 50
