@@ -67,7 +67,7 @@ __device__ __forceinline__ void pass_over(const Keys& keys, Visit&& visit) {
     constexpr int TILE = THREADS * 4;
     const bool aligned = ((uint64_t)keys.delta & 15) == 0;
     const int kept = (keys.kept_count + TILE - 1) / TILE, tiles = kept + (keys.end - keys.first + TILE - 1) / TILE;
-    Four loaded;
+    Four loaded = {};
 #pragma unroll 1
     for (int tile = -1; tile < tiles; ++tile) {
         const Four four = loaded;
