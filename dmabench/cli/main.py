@@ -23,6 +23,7 @@ from dmabench.cli import (
     listing,
     mask,
     perplexity,
+    reference,
     report,
     reproduce,
     tasks,
@@ -81,7 +82,21 @@ def options(
     """Options that stand before the command."""
 
 
-for command in (kernels, tasks, perplexity, eval, report, mask, reproduce, compare, export, listing, doctor, env):
+for command in (
+    kernels,
+    tasks,
+    perplexity,
+    eval,
+    reference,
+    report,
+    mask,
+    reproduce,
+    compare,
+    export,
+    listing,
+    doctor,
+    env,
+):
     command.add_to(app)
 
 
