@@ -16,12 +16,11 @@ from dmabench.store import environment as environment_module
 from dmabench.store import runs
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-CHILD = (
-    """
+CHILD = """
 import signal, sys, time
 from dmabench.store import runs
 root, resume = sys.argv[sys.argv.index("--results") + 1], "--resume" in sys.argv
-command, settings, about = sys.argv[1], {}, {"git": {"sha": %r, "dirty": False}}
+command, settings, about = sys.argv[1], {}, {"git": {"sha": "COMMIT", "dirty": False}}
 runs.environment_module.gpu_state = lambda: []
 if resume:
     run = runs.Run.resume(runs.find_run(runs.results_root(root), sys.argv[-1]), command, settings, about)
@@ -35,9 +34,7 @@ try:
 except KeyboardInterrupt:
     run.finish("interrupted")
     sys.exit(130)
-"""
-    % SHA
-)  # noqa: UP031 - the source is full of braces
+""".replace("COMMIT", SHA)
 """Stands for a measuring command: stores a row; the first time a part with --pass is run it takes long."""
 
 
