@@ -76,7 +76,6 @@ def test_each_way_to_fail_costs_one_cell():
     rows = measure(
         "dma/reference",
         "dma/dies",
-        "dma/killed",
         "dma/leaves",
         "dma/raises",
         "dma/starves",
@@ -87,7 +86,6 @@ def test_each_way_to_fail_costs_one_cell():
     assert found == {
         "dma/reference": "PASSED",
         "dma/dies": "RUNTIME_ERROR",
-        "dma/killed": "OUT_OF_MEMORY",
         "dma/leaves": "RUNTIME_ERROR",
         "dma/raises": "RUNTIME_ERROR",
         "dma/starves": "OUT_OF_MEMORY",
@@ -98,6 +96,15 @@ def test_each_way_to_fail_costs_one_cell():
     assert "exit code 3" in rows["dma/leaves"]["reason"]
     assert "no such luck" in rows["dma/raises"]["reason"]
     assert all(row["reason"] for row in rows.values() if row["status"] != "PASSED")
+
+
+def test_a_worker_that_is_killed_ran_out_of_memory():
+    rows = measure("dma/killed", "dense/sdpa-math")
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "dma/killed": "OUT_OF_MEMORY",
+        "dense/sdpa-math": "PASSED",
+    }
+    assert rows["dma/killed"]["reason"]
 
 
 def test_a_hanging_backend_is_a_timeout():
