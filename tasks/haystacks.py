@@ -184,6 +184,8 @@ class Haystacks:
 class TrainingExamples:
     """Examples of one length and of kinds drawn evenly, with uniform depths (the protocol `tasks.task.Examples`)."""
 
+    by_many = True
+    """Several threads may ask for batches at once."""
     haystacks: Haystacks
     kinds: tuple[str, ...]
     length: int
@@ -209,6 +211,7 @@ class Curriculum:
     attention of two layers learned all kinds at a length of 128 in 250 steps of 16, else in 500 (CPU, torch 2.15).
     """
 
+    by_many = True
     examples: TrainingExamples
     steps: int
     """Of the whole training."""

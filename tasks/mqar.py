@@ -110,7 +110,7 @@ def learn(settings: Settings, tools: Tools) -> Trained:
         seed=seed,
     )
     examples = TrainingSet(stages(settings["curriculum"], layout, steps), seed, settings["examples"])
-    return train(model, examples, recipe, tools, lambda _: score(model, settings, validation))
+    return train(model, examples, recipe, tools, lambda _: score(model, settings, validation), replay=True)
 
 
 def test_of(settings: Settings) -> Recall:

@@ -130,7 +130,7 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         return predict(model, *held_out, forward).score()
 
     examples = Curriculum(TrainingExamples(train_data, kinds, trained_len), steps)
-    trained = train(model, examples, recipe, tools, validate)
+    trained = train(model, examples, recipe, tools, validate, replay=True)
     model = trained.model.eval()
 
     def model_at(length: int) -> Any:

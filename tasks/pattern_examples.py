@@ -261,6 +261,8 @@ class Induce(Layout):
 class TrainingSet:
     """New examples every step."""
 
+    by_many = True
+    """Several threads may ask for batches at once."""
     layout: Layout
     seed: int
 

@@ -126,7 +126,7 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         stop_at=STOP_AT,
         seed=seed,
     )
-    trained = train(model, TrainingSet(layout, seed), recipe, tools, validate)
+    trained = train(model, TrainingSet(layout, seed), recipe, tools, validate, replay=True)
     model, validation = trained.model, trained.validation
     assert validation is not None
     tools.progress(Progress("score", trained.steps, steps, trained.loss, validation.accuracy, trained.tokens_per_s))

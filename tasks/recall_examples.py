@@ -8,6 +8,7 @@ After the public generator (Zoology, arXiv 2312.04927): keys and values of an ex
 none is a key by chance; seeds reach every draw; and the splits are apart.
 """
 
+import threading
 from dataclasses import dataclass
 from math import perm
 
@@ -145,9 +146,13 @@ class Stage:
 class TrainingSet:
     """Training examples by step: fresh ones, or a set of `examples` that comes again each epoch in another order."""
 
+    by_many = True
+    """Several threads may ask for batches at once."""
+
     def __init__(self, stages: list[Stage], seed: int, examples: int = 0) -> None:
         self.stages, self.seed, self.examples = stages, seed, examples
         self._orders: dict[int, I64] = {}
+        self._lock = threading.Lock()
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """input_ids and labels [n, T] of a step, T that of the step's stage.
@@ -172,10 +177,10 @@ class TrainingSet:
         return stage, rows
 
     def _order(self, epoch: int) -> I64:
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = random_tokens.permutation(
-                random_tokens.key("mqar", self.seed, "epoch", epoch), self.examples
-            )
-        return self._orders[epoch]
+        with self._lock:
+            if epoch not in self._orders:
+                if len(self._orders) > 1:
+                    del self._orders[min(self._orders)]
+                stream = random_tokens.key("mqar", self.seed, "epoch", epoch)
+                self._orders[epoch] = random_tokens.permutation(stream, self.examples)
+            return self._orders[epoch]

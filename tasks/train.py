@@ -6,7 +6,7 @@ Weights, gradients and AdamW are float32; the forward runs under bf16 autocast o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from dmabench.tasks import checkpoint
-from dmabench.tasks.batches import Batch, Feed, Part
+from dmabench.tasks.batches import Batch, Feed, Part, threads_for
 from dmabench.tasks.interrupts import Interrupts
 from dmabench.tasks.labelled_loss import LabelledLoss
 from dmabench.tasks.processes import Processes, deterministic
 from dmabench.tasks.recipe import Recipe, make_optimizer
+from dmabench.tasks.replay import Replay
 from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Examples, Progress, Tools
 
@@ -28,6 +29,8 @@ LOOK_S = 0.5
 """Seconds of training between looks: only there the device is waited for, to read losses and report them."""
 SAVE_S = 60.0
 """Seconds between checkpoints."""
+REPLAYING = ("cuda",)
+"""Sorts of devices that have graphs."""
 LAST = 20
 """Steps that the final loss is a mean of."""
 
@@ -55,6 +58,10 @@ class Trained:
     """Loss of each step: mean over its labels."""
     validations: list[tuple[int, float]]
     """Steps done and accuracy."""
+    replayed: int = 0
+    """Steps of this run that were replayed from CUDA graphs."""
+    not_replayed: str | None = None
+    """Why they could not be, where they should have been."""
 
     def facts(self) -> dict[str, Any]:
         """What a row says of its training. `steps` is a setting, the most there may be; these are `steps_done`."""
@@ -66,6 +73,8 @@ class Trained:
             "train_s": self.seconds,
             "tokens_per_s": self.tokens_per_s,
             "stopped": self.stopped,
+            "steps_replayed": self.replayed,
+            "not_replayed": self.not_replayed,
         }
 
 
@@ -85,7 +94,14 @@ class Past:
     early: bool = False
 
 
-def train(model: Any, examples: Examples, recipe: Recipe, tools: Tools, validate: Validate | None = None) -> Trained:
+def train(
+    model: Any,
+    examples: Examples,
+    recipe: Recipe,
+    tools: Tools,
+    validate: Validate | None = None,
+    replay: bool = False,
+) -> Trained:
     """Trains a model in place, or goes on from the checkpoint in `tools.folder`.
 
     Resumed training gives the weights that an uninterrupted one gives, bit for bit on a CPU, and on a GPU with
@@ -95,7 +111,10 @@ def train(model: Any, examples: Examples, recipe: Recipe, tools: Tools, validate
     Args:
         model: a DmabenchForCausalLM, or any module with `model` (tokens to hidden states), `model.layers`, `lm_head`
             and `config`.
-        examples: a pure function of the step; called in another thread.
+        examples: a pure function of the step; called in another thread, and on a GPU in several at once if it has a
+            true attribute `by_many`.
+        replay: one process on a GPU replays its steps from CUDA graphs: for models that are small enough to wait for
+            launches. Takes memory for a second step.
         validate: called with the model every `recipe.validate_every` steps and at the end, in every process alike.
 
     Raises:
@@ -104,7 +123,7 @@ def train(model: Any, examples: Examples, recipe: Recipe, tools: Tools, validate
         KeyboardInterrupt: after a signal, once the checkpoint is written.
     """
     with deterministic(tools.deterministic), Interrupts() as interrupts:
-        return _Training(model, examples, recipe, tools, validate, interrupts).run()
+        return _Training(model, examples, recipe, tools, validate, interrupts, replay).run()
 
 
 class _Training:
@@ -116,6 +135,7 @@ class _Training:
         tools: Tools,
         validate: Validate | None,
         interrupts: Interrupts,
+        replay: bool,
     ) -> None:
         self.recipe, self.tools, self.examples, self.validate = recipe, tools, examples, validate
         self.interrupts, self.processes = interrupts, Processes(tools.device)
@@ -129,6 +149,12 @@ class _Training:
         self.module = self.processes.wrap(LabelledLoss(model, recipe.precision), model.model.layers, recipe.shard)
         self.optimizer = make_optimizer(self.module, recipe)
         self.past = self._resume()
+        self.replay, self.lr = None, None
+        if replay and self.device.type in REPLAYING and self.processes.count == 1:
+            self.lr = torch.zeros((), device=self.device)  # a graph reads it, so it is where the graph was told
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+            self.replay = Replay(self._compute, self._forward, self.device)
         self.pending: list[Tensor] = []
         self.look_at = self.past.step + 1
         self.marked = self.saved = time.perf_counter()
@@ -137,10 +163,13 @@ class _Training:
     def run(self) -> Trained:
         processes, past = self.processes, self.past
         pin = self.device.type == "cuda"
+        threads = threads_for(self.examples, self.device)
         ended = past.early or past.step == self.recipe.steps
         if not ended:
             self.marked = time.perf_counter()
-            with Feed(self.examples, self.recipe, past.step, pin, processes.rank, processes.count) as feed:
+            shares = processes.rank, processes.count
+            pad = self.replay is not None
+            with Feed(self.examples, self.recipe, past.step, pin, *shares, pad=pad, threads=threads) as feed:
                 for batch in feed:
                     self._step(batch)
                     due = self._validation_due()
@@ -162,30 +191,49 @@ class _Training:
             "early" if past.early else "finished",
             past.curve,
             past.validations,
+            self.replay.replayed if self.replay else 0,
+            self.replay.failed if self.replay else None,
         )
 
     def _step(self, batch: Batch) -> None:
-        processes = self.processes
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(batch.step)
-        losses = []
-        with processes.without_sync(self.module):
-            for part in batch.parts[:-1]:
-                losses.append(self._backward(part, batch.labels))
-        losses.append(self._backward(batch.parts[-1], batch.labels))
-        if self.recipe.clip:
-            processes.clip(self.module, self.recipe.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.pending.append(torch.stack(losses).sum())
+        lr = self.recipe.lr_at(batch.step)
+        if self.replay is not None and self.lr is not None:
+            self.lr.fill_(lr)
+            loss = self.replay(batch.parts, batch.labels)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            loss = self._compute([part.to(self.device) for part in batch.parts], batch.labels)
+        self.pending.append(loss)
         self.past.step += 1
         self.past.tokens += batch.tokens
         if not self.unpaced:
             self.past.paced_tokens += batch.tokens
 
-    def _backward(self, part: Part, labels: int) -> Tensor:
-        """This process's share of the step's loss."""
-        part = part.to(self.device)
+    def _compute(self, parts: Sequence[Part], labels: int | Tensor) -> Tensor:
+        """This process's share of the step's loss, after the step. All of it can be captured in a CUDA graph.
+
+        Args:
+            labels: of all processes.
+        """
+        processes = self.processes
+        self.optimizer.zero_grad()  # a step that could not be captured may have left some
+        losses = []
+        with processes.without_sync(self.module):
+            for part in parts[:-1]:
+                losses.append(self._backward(part, labels))
+        losses.append(self._backward(parts[-1], labels))
+        if self.recipe.clip:
+            processes.clip(self.module, self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.stack(losses).sum()
+
+    def _forward(self, parts: Sequence[Part], labels: int | Tensor) -> Tensor:
+        losses = [self.module(part.input_ids, part.index, part.targets) / labels for part in parts]
+        return torch.stack(losses).sum()
+
+    def _backward(self, part: Part, labels: int | Tensor) -> Tensor:
         loss = self.module(part.input_ids, part.index, part.targets) / labels
         (loss * self.processes.count).backward()  # gradients become means over the processes
         return loss.detach()

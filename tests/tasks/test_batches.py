@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmabench.tasks.batches import AHEAD, Feed, split
+from dmabench.tasks.batches import AHEAD, Feed, Part, split, threads_for
 from dmabench.tasks.recipe import Recipe
 
 
@@ -53,6 +53,39 @@ def test_steps_come_in_order_from_the_first() -> None:
         batches = list(feed)
     assert [batch.step for batch in batches] == list(range(3, 12))
     assert all(int(batch.parts[0].input_ids[0, 0]) == batch.step for batch in batches)
+
+
+def test_several_threads_make_the_same_batches_in_order() -> None:
+    recipe = Recipe(40, 2, 1e-3)
+    with (
+        Feed(Numbered(), recipe, 0, pin=False) as one,
+        Feed(Numbered(), recipe, 0, pin=False, threads=4, pad=True) as four,
+    ):
+        for first, second in zip(one, four, strict=True):
+            assert first.step == second.step
+            assert torch.equal(first.parts[0].input_ids, second.parts[0].input_ids)
+
+
+def test_a_gpu_has_several_threads_where_examples_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    examples = Numbered()
+    assert threads_for(examples, torch.device("cuda")) == 1
+    examples.by_many = True
+    assert threads_for(examples, torch.device("cuda")) == 6
+    assert threads_for(examples, torch.device("cpu")) == 1
+
+
+@given(st.integers(1, 9999))
+def test_padded_labels_are_few_more_and_none(count: int) -> None:
+    part = Part(torch.zeros(1, 4), torch.arange(count), torch.arange(count)).padded()
+    assert count <= len(part.index) == len(part.targets) <= max(8, 1.25 * count)
+    assert torch.equal(part.targets[:count], torch.arange(count))
+    assert (part.targets[count:] == -100).all() and (part.index[count:] == 0).all()
+
+
+def test_padded_counts_are_few() -> None:
+    counts = {len(Part(torch.zeros(1), torch.arange(n), torch.arange(n)).padded().index) for n in range(4097, 8193)}
+    assert counts == {5120, 6144, 7168, 8192}
 
 
 def test_leaving_early_ends_the_thread() -> None:

@@ -26,14 +26,16 @@ class Successor:
         return ids, (7 * ids + 3) % 64
 
 
-def run(attention: str, folder: Path, signals: list[signal.Signals], **more: Any) -> Trained:
+def run(attention: str, folder: Path, signals: list[signal.Signals], replay: bool = False, **more: Any) -> Trained:
     def validate(model: Any) -> Score:
         if signals:
             os.kill(os.getpid(), signals.pop())
         return Score(0, 1, 0, 1, -1.0)
 
     model = build_model({**SETTINGS, "attention": attention}, 64, 128)
-    return train(model, Successor(), Recipe(60, 8, 1e-2, validate_every=20), Tools("cuda", folder, **more), validate)
+    return train(
+        model, Successor(), Recipe(60, 8, 1e-2, validate_every=20), Tools("cuda", folder, **more), validate, replay
+    )
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa", "mla", "dma"])
@@ -52,4 +54,30 @@ def test_compiled_training_learns_as_eager_training_does(attention: str, tmp_pat
     eager = run(attention, tmp_path / "eager", [])
     compiled = run(attention, tmp_path / "compiled", [], compile=True)
     assert compiled.curve[:5] == pytest.approx(eager.curve[:5], rel=0.02)
+    assert compiled.curve[-1] < compiled.curve[0] / 2
+
+
+@pytest.mark.parametrize("attention", ["mha", "swa", "mla", "nsa", "dma"])
+def test_steps_are_replayed_and_change_nothing(attention: str, tmp_path: Path) -> None:
+    called = run(attention, tmp_path / "called", [])
+    replayed = run(attention, tmp_path / "replayed", [], replay=True)
+    assert (replayed.not_replayed, replayed.replayed) == (None, 58)
+    assert replayed.curve[:20] == pytest.approx(called.curve[:20], rel=0.02)
+    assert replayed.curve[-1] < replayed.curve[0] / 2
+
+
+@pytest.mark.parametrize("attention", ["mha", "dma"])
+def test_replayed_deterministic_training_resumes_to_the_bit(attention: str, tmp_path: Path) -> None:
+    through = run(attention, tmp_path / "through", [], replay=True, deterministic=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(attention, tmp_path / "again", [signal.SIGTERM], replay=True, deterministic=True)
+    again = run(attention, tmp_path / "again", [], replay=True, deterministic=True)
+    assert again.curve == through.curve and again.replayed > 0
+    for one, two in zip(through.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_compiled_layers_are_replayed_too(tmp_path: Path) -> None:
+    compiled = run("mha", tmp_path, [], replay=True, compile=True)
+    assert compiled.not_replayed is None and compiled.replayed == 58
     assert compiled.curve[-1] < compiled.curve[0] / 2
