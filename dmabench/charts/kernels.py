@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts.data import remember
 from dmabench.charts.labels import Label, halo, label_ends
 from dmabench.charts.style import STYLE, look_of, places_of
 from dmabench.store.rows import FAILURES
@@ -107,6 +108,7 @@ def _figures(
                 axes = figure.add_axes((0.095, 0.17, 0.64, 0.71))
                 draw_panel(axes, chosen, places)
                 _dress(figure, chosen, delta, TITLES[kind])
+                remember(figure, chosen)
                 figures[_stem(kind, chosen, delta, figures)] = figure
     return figures
 
@@ -161,8 +163,8 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
             look = look_of(name, number, places)
             inner = rows["seqlen"].between(timed.index[0], timed.index[-1])
             line = timed.reindex(sorted(rows.loc[inner, "seqlen"].unique()))
-            axes.plot(line.index, line.values, **look)
             note = "" if len(windows) == 1 else "paper" if window is None else f"w {_length(window)}"
+            axes.plot(line.index, line.values, label=f"{name}, {note}" if note else name, **look)
             end = ""
             out = rows[rows["status"].eq("OUT_OF_MEMORY") & rows["seqlen"].gt(timed.index[-1])]["seqlen"]
             if field == "total_ms" and not out.empty:

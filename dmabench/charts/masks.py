@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts.data import remember
 from dmabench.charts.kernels import save
 from dmabench.charts.style import COLOURS, DASHES, STYLE
 from dmabench.kernels.mask_facts import LEVELS
@@ -53,12 +54,14 @@ def draw(rows: Sequence[Row], about: dict[str, str]) -> "dict[str, Figure]":
 
 
 def _figure(rows: Sequence[Row], about: dict[str, str]) -> "Figure":
+    import pandas
     from matplotlib.figure import Figure
 
     first = rows[0]
     names = list(dict.fromkeys(_name(row) for row in rows))
     height = max(3.9, 0.16 * len(names) + 1.2)  # a model of many layers has a long legend
     figure = Figure(figsize=(6.4, height), layout=None)
+    remember(figure, pandas.DataFrame(rows))
     axes = figure.add_axes((0.1, 0.74 / height, 0.66, 1 - 1.33 / height))
     told = set()
     for row in rows:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts.data import remember
 from dmabench.charts.style import DASHES
 from dmabench.summaries.controls import UNDERTRAINED
 from dmabench.summaries.tasks import varying
@@ -56,7 +57,9 @@ def dress(
     about: dict[str, str],
     notes: Iterable[str] = (),
 ) -> None:
-    """Title, settings, notes and footer, at fixed distances from the edges whatever the figure's height."""
+    """Title, settings, notes and footer, at fixed distances from the edges whatever the figure's height. The frame is
+    remembered as what the figure was drawn from."""
+    remember(figure, frame)
     _, height = figure.get_size_inches()
     figure.text(0.02, 1 - 0.13 / height, title, fontsize=9.5, weight="bold", va="top")
     figure.text(0.02, 1 - 0.33 / height, "  ·  ".join(words), fontsize=7, color="#444444", va="top")

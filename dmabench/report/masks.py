@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dmabench.charts.style import STYLE
-from dmabench.report.parts import about_run, image, table
+from dmabench.report.parts import about_run, chart, table
 from dmabench.store.runs import provenance
 from dmabench.tables.layout import WORDS
 
@@ -44,16 +44,16 @@ def mask_group(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return words | {"runs": mine, "commands": COMMANDS}
 
 
-def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
+def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
     import matplotlib
 
     from dmabench.charts.masks import draw
 
     drawn = []
     with matplotlib.rc_context(STYLE):
-        for figure in draw(rows, about).values():
+        for stem, figure in draw(rows, about).items():
             words = "; ".join(text.get_text() for text in figure.texts[:2])
             legend = figure.axes[0].get_legend()
             names = ", ".join(text.get_text() for text in legend.get_texts()) if legend else ""
-            drawn.append({"uri": image(figure), "alt": f"Chart: {words}. Lines: {names}."})
+            drawn.append(chart(stem, figure, f"Chart: {words}. Lines: {names}."))
     return drawn

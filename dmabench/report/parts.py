@@ -1,11 +1,11 @@
-"""What every section of a report has: facts about its run, tables, and charts as images inside the page."""
+"""What every section of a report has: facts about its run, tables and charts."""
 
 import base64
-import io
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dmabench.charts.style import STYLE, with_dark_colours
+from dmabench.charts.style import with_dark_colours
 from dmabench.store.environment import device_name
 from dmabench.store.rows import FAILURES
 from dmabench.store.runs import provenance
@@ -20,7 +20,7 @@ def about_run(name: str, manifest: dict[str, Any], damaged: int) -> dict[str, An
     return {
         "name": name,
         "status": manifest.get("status"),
-        "command": " ".join(str(word) for word in manifest.get("argv") or []),
+        "command": shlex.join(str(word) for word in manifest.get("argv") or []),
         "device": device_name(environment),
         "facts": facts(manifest, environment, provenance(manifest)),
         "damaged": damaged,
@@ -70,12 +70,12 @@ def facts(manifest: dict[str, Any], environment: dict[str, Any], about: dict[str
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def image(figure: "Figure") -> str:
-    """The figure as the address of an image: SVG, with lighter colours for dark pages."""
-    import matplotlib
+def chart(stem: str, figure: "Figure", alt: str) -> dict[str, Any]:
+    """A chart as sections hold it: its figure, the name of its files, and what it says to those who cannot see it."""
+    return {"stem": stem, "figure": figure, "alt": alt}
 
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    encoded = base64.b64encode(with_dark_colours(buffer.getvalue()).encode()).decode()
+
+def data_uri(svg: str) -> str:
+    """A drawing as the address of an image, with lighter colours for dark pages."""
+    encoded = base64.b64encode(with_dark_colours(svg).encode()).decode()
     return f"data:image/svg+xml;base64,{encoded}"

@@ -6,7 +6,7 @@ from typing import Any
 from dmabench.charts import tasks as task_charts
 from dmabench.charts.style import STYLE
 from dmabench.report.held_out import held_out
-from dmabench.report.parts import about_run, image, table
+from dmabench.report.parts import about_run, chart, table
 from dmabench.store.runs import provenance
 from dmabench.summaries.task_layout import LEFT, sheets
 from dmabench.tables.tasks import notes
@@ -67,16 +67,16 @@ def task_groups(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str, str]]:
+def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
     import matplotlib
 
     drawn = []
     with matplotlib.rc_context(STYLE):
-        for figure in task_charts.draw(task, rows, about).values():
+        for stem, figure in task_charts.draw(task, rows, about).items():
             words = "; ".join(text.get_text() for text in figure.texts[:2])
             texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
             texts += [text for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
             names = dict.fromkeys(text.get_text() for text in texts)
             told = ", ".join(name for name in names if name[:3].isalpha())
-            drawn.append({"uri": image(figure), "alt": f"Chart: {words}. In it: {told}."})
+            drawn.append(chart(stem, figure, f"Chart: {words}. In it: {told}."))
     return drawn

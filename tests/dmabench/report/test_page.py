@@ -1,11 +1,13 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from dmabench.errors import Refusal
-from dmabench.report.page import summary, write_report
+from dmabench.report.kernel_runs import summary
+from dmabench.report.page import write_report
 from dmabench.store import runs
 from dmabench.tasks import registry
 
@@ -80,7 +82,9 @@ def test_losses_and_break_even_lengths_are_shown(tmp_path, environment, row, mon
 def test_the_page_stands_alone(stored, tmp_path):
     text, parsed = page([stored[1]], tmp_path)
     assert "script" not in parsed.tags and "link" not in parsed.tags
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:|#)", text) and "url(" not in text and "@import" not in text
+    assert not re.search(r"src\s*=\s*[\"'](?!data:)", text) and "url(" not in text and "@import" not in text
+    links = re.findall(r"href\s*=\s*[\"'](?!#)([^\"']*)", text)
+    assert links and all((tmp_path / "out" / unquote(link)).is_file() for link in links)
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text and "width=device-width" in text
     assert str(tmp_path) not in text
 
