@@ -20,6 +20,8 @@ dmabench report
 dmabench report latest --out latest.html
 
 dmabench report --results results/reference --json
+
+dmabench report --readme README.md
 """
 
 
@@ -40,8 +42,19 @@ def report(
     ] = None,
     results: Annotated[str | None, typer.Option(metavar="DIR", help="The folder that holds the runs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print path, runs and verdicts as JSON.")] = False,
+    readme: Annotated[
+        bool,
+        typer.Option(
+            "--readme",
+            help="Write no page, but the tables and charts between the markers of a README: in place of runs, its file "
+            "(README.md by default). The markers name the runs.",
+        ),
+    ] = False,
 ) -> None:
     """Writes the page and prints its path."""
+    if readme:
+        _fill_readme(names or [], out, results, as_json)
+        return
     root = runs.results_root(results, create=False)
     paths = [runs.find_run(root, name) for name in names] if names else runs.run_paths(root)
     if not paths:
@@ -54,6 +67,28 @@ def report(
         typer.echo(json.dumps(_as_json(paths, written), indent=2))
     else:
         typer.echo(str(written))
+
+
+def _fill_readme(names: list[str], out: Path | None, results: str | None, as_json: bool) -> None:
+    from dmabench.errors import Refusal
+    from dmabench.report.readme import write_readme
+
+    if len(names) > 1:
+        raise Refusal(f"--readme fills one README, not {len(names)}: its markers name the runs.")
+    if out is not None or results is not None:
+        given = "--out" if out is not None else "--results"
+        raise Refusal(f"{given} does not go with --readme: its markers name runs and charts. Leave one of the two out.")
+    path = Path(names[0] if names else "README.md")
+    written = write_readme(path)
+    if as_json:
+        told = {"readme": str(path), "blocks": written.blocks, "changed": written.changed, "loose": written.loose}
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        typer.echo(str(path))
+    changed = ", ".join(written.changed) or "nothing"
+    typer.echo(f"{len(written.blocks)} blocks and charts, changed: {changed}.", err=True)
+    for loose in written.loose:
+        typer.echo(f"outside of the blocks, {loose}: move it into one, or write a setting as `code`.", err=True)
 
 
 def _as_json(paths: list[Path], written: Path) -> dict[str, object]:
