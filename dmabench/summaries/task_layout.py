@@ -48,7 +48,17 @@ def sheets(task: Task, rows: Sequence[Row], width: int | None = None) -> list[Sh
     found = sorted(summaries(task, rows), key=lambda row: place(task, row))
     if any("pattern" == axis.name for axis in task.axes) and (one := _matrix(task, found, width)):
         return [one]
-    return [_sheet(task.title, task, found, _columns(task, found), width)]
+    return [_sheet(task.title, task, same, _columns(task, same), width) for same in _alike(task, found)]
+
+
+def _alike(task: Task, rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that the same axes apply to, axes of one attention aside: a table of all would be mostly empty, and so wide
+    that what was measured is left out of it."""
+    common = [axis.name for axis in task.axes if not axis.only]
+    groups: dict[tuple[bool, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) is None for name in common), []).append(row)
+    return list(groups.values())
 
 
 def place(task: Task, row: Row) -> tuple[Any, ...]:

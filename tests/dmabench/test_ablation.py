@@ -4,6 +4,7 @@ import pytest
 
 from dmabench.charts import tasks as task_charts
 from dmabench.claims.verdicts import load_claims, verdicts
+from dmabench.summaries.task_layout import sheets
 from dmabench.tasks import registry
 
 TOKENS = (128, 256)
@@ -73,3 +74,15 @@ def test_recall_is_drawn_by_its_accuracy_and_apart(task):
     figures = task_charts.draw(task, rows, {})
     assert set(figures) == {f"ablate-{on}-{what}" for on in ("language", "mqar") for what in ("score", "masks")}
     assert figures["ablate-mqar-score"].axes[0].get_xlabel() == "accuracy (test)"
+
+
+def test_text_and_recall_stand_in_tables_of_their_own(task):
+    """In one, the settings that only one has would leave no room for what was measured."""
+    sizes = {"size": "tiny", "data": "synthetic", "tokens": 1e5, "chance": 0.002}
+    rows = [row(variant, 3.0, overlap=0.4, **sizes) for variant in ("v-learned", "mha")]
+    sizes = {"pairs": 16, "d_model": 64, "steps": 100, "window": 16, "chance": 0.06}
+    rows += [row(variant, 0.1, on="mqar", **sizes) for variant in ("v-learned", "mha")]
+    text, recall = sheets(task, rows, 100)
+    assert {"variant", "test loss", "overlap"} <= set(text.headers) and not {"pairs", "on"} & set(text.headers)
+    assert {"variant", "test loss", "w/pairs"} <= set(recall.headers) and "pairs 16" in recall.title
+    assert [len(one.cells) for one in (text, recall)] == [2, 2]
