@@ -59,7 +59,7 @@ def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
     if not plan.gathers:
         return int(_tiles(plan).executed_pairs()) * problem.groups
     device = plan.evict_BGT.device
-    block = configs.choose(problem.head_dim, problem.dtype, configs.shared_memory(device)).forward.block_n
+    block = configs.for_call(problem.head_dim, problem.dtype, device, problem.groups).forward.block_n
     return int(plan.key_lists().executed_pairs(block)) * problem.groups
 
 

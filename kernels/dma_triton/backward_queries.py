@@ -10,11 +10,14 @@ import triton.language as tl
 from dmabench.kernels.dma_triton.tiles import (
     LIST_BLOCK,
     TILE,
+    listed_keys,
+    load_at,
     load_keys,
     load_rows,
     next_run,
     query_program,
-    store_rows,
+    query_rows,
+    store_at,
 )
 
 
@@ -40,15 +43,23 @@ def _add_keys(
     key_len,
     scale_log2,
     GATHERS: tl.constexpr,
+    AHEAD: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """dq / scale from the keys at entries [begin, stop), of which those before `middle` need no mask."""
     for MASKED in tl.static_range(2):
-        for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
+        start = middle if MASKED else begin
+        following = listed_keys(keys, start + tl.arange(0, BLOCK_N), stop) if AHEAD else 0
+        for at in range(start, stop if MASKED else middle, BLOCK_N):
             entry = at + tl.arange(0, BLOCK_N)
-            key, there, evicted, bias = load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS, MASKED)
+            key, there, evicted, bias = load_keys(
+                keys, evict, delta, reference, entry, stop, key_len, following, GATHERS, AHEAD, MASKED
+            )
+            if AHEAD:
+                # Addresses that no load of the same step makes: rows can be copied as many steps ahead as fit.
+                following = listed_keys(keys, entry + BLOCK_N, stop)
             k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
             v_ND = load_rows(v, key, v_t, there, MASKED, HEAD_DIM, BLOCK_D)
             score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
@@ -109,19 +120,22 @@ def backward_queries_kernel(
     scale,
     scale_log2,
     GATHERS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One program for BLOCK_M query rows of one head. Strides are in elements, by batch, head and row."""
-    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M)
-    rows = row + tl.arange(0, BLOCK_M)
+    """One program for BLOCK_M query rows of HEADS heads that share keys. Strides are in elements."""
+    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M, HEADS)
+    rows, h = query_rows(row, h, BLOCK_M, HEADS)
+    at_row = rows.to(tl.int64)
     there = rows < query_len
     position = rows + (key_len - query_len)
-    q_MD = load_rows(q + b * q_b + h * q_h, rows, q_t, there, True, HEAD_DIM, BLOCK_D)
-    do_MD = load_rows(dout + b * do_b + h * do_h, rows, do_t, there, True, HEAD_DIM, BLOCK_D)
-    o_MD = load_rows(out + b * o_b + h * o_h, rows, o_t, there, True, HEAD_DIM, BLOCK_D)
+    q_MD = load_at(q + b * q_b, h * q_h + at_row * q_t, there, True, HEAD_DIM, BLOCK_D)
+    do_MD = load_at(dout + b * do_b, h * do_h + at_row * do_t, there, True, HEAD_DIM, BLOCK_D)
+    o_MD = load_at(out + b * o_b, h * o_h + at_row * o_t, there, True, HEAD_DIM, BLOCK_D)
     row_sum = tl.sum(do_MD.to(tl.float32) * o_MD.to(tl.float32), 1)
     query_head = b * kv_heads * groups + h
     relative = tl.load(relative_lse + query_head * query_len + rows, mask=there, other=float("-inf"))
@@ -138,7 +152,7 @@ def backward_queries_kernel(
     block = row // LIST_BLOCK
     listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
     reference = tl.load(references + listed)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = tl.zeros([HEADS * BLOCK_M, BLOCK_D], tl.float32)
 
     if GATHERS:
         keys += listed * list_width
@@ -146,7 +160,7 @@ def backward_queries_kernel(
         middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
         acc = _add_keys(
             acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, reference, keys, position, 0, middle, stop, k_t,
-            v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            v_t, key_len, scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     else:
         tiles = tl.cdiv(key_len, TILE)
@@ -161,8 +175,8 @@ def backward_queries_kernel(
             begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
             acc = _add_keys(
                 acc, q_MD, do_MD, lse_log2, row_sum, k, v, delta, evict, reference, keys, position, begin * TILE,
-                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             tile = stop
 
-    store_rows(dq + b * dq_b + h * dq_h, rows, dq_t, there, acc * scale, HEAD_DIM, BLOCK_D)
+    store_at(dq + b * dq_b, h * dq_h + at_row * dq_t, there, acc * scale, HEAD_DIM, BLOCK_D)

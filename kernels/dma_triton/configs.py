@@ -1,34 +1,29 @@
-"""Block sizes by head dimension, dtype and shared memory. All that tuning changes is in this file.
+"""How each kernel is compiled: block sizes, warps, stages. All that tuning changes is in this file.
 
-They were chosen so that no inner loop spills registers on sm_90 (triton 3.6 and 3.9, compiled without a GPU);
-tests/kernels/test_dma_triton_compile.py compiles them and reads what they take.
+A call takes, of the first that has one for its device: what `dmabench tune` measured here (the user's cache, tuned.py),
+what was measured before and committed (MEASURED), the table by head dimension, dtype and shared memory. Nothing is
+ever timed inside a call.
+
+The table was chosen so that no inner loop spills registers on sm_90 (triton 3.6 and 3.9, compiled without a GPU);
+tests/kernels/test_dma_triton_compile.py compiles it and reads what it takes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import triton
 
-
-@dataclass(frozen=True)
-class Config:
-    """How one kernel is compiled. BLOCK_M divides 128, BLOCK_N divides 64."""
-
-    block_m: int
-    """Query rows at a time."""
-    block_n: int
-    """Keys at a time."""
-    warps: int
-    stages: int
-
-    def options(self) -> dict[str, int]:
-        """As keyword arguments of a launch. Triton 3.10 will not fuse multiply and add unless it is asked to."""
-        blocks = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
-        return blocks | {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+from dmabench.kernels.dma_triton import tuned
+from dmabench.kernels.dma_triton.tuned import Config, Key
 
 
 @dataclass(frozen=True)
 class Configs:
+    """Of the three kernels, for one head dimension, dtype and device."""
+
     forward: Config
     queries: Config
     """The gradient of the queries."""
@@ -63,13 +58,18 @@ _FLOAT = {
 }
 
 
+MEASURED: dict[tuple[str, str, str, int], dict[str, Config]] = {}
+"""Winners of `dmabench tune` that are committed, by (device, triton's version, dtype, block_d(head dimension)), each
+with the comment that says which row of results/LOG.md they come from. Empty: nothing was tuned on a card yet."""
+
+
 def block_d(head_dim: int) -> int:
     """The head dimension as the kernels see it: a power of two, at least 16 for the matrix instructions."""
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def choose(head_dim: int, dtype: torch.dtype, shared_memory: int) -> Configs:
-    """The configurations for a device where a block may take `shared_memory` bytes."""
+    """The table's configurations for a device where a block may take `shared_memory` bytes."""
     if dtype.itemsize == 4:
         table = _FLOAT
     elif shared_memory >= HOPPER:
@@ -77,6 +77,51 @@ def choose(head_dim: int, dtype: torch.dtype, shared_memory: int) -> Configs:
     else:
         table = _HALF_AMPERE if shared_memory >= AMPERE else _HALF_CONSUMER
     return table[block_d(head_dim)]
+
+
+def for_call(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> Configs:
+    """The configurations of a call on `device` in which `groups` query heads share a key/value head.
+
+    Those that were tuned for more heads a program than divide `groups` are left to the table.
+    """
+    if _forced is not None:
+        return _forced
+    if device.type != "cuda":
+        return choose(head_dim, dtype, shared_memory(device))
+    return _of_device(head_dim, dtype, device, groups)
+
+
+@cache
+def _of_device(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> Configs:
+    key = key_of(head_dim, dtype, device)
+    winners = MEASURED.get((key.device, key.triton, key.dtype, key.head_dim), {}) | tuned.read(key)
+    fitting = {name: config for name, config in winners.items() if groups % config.heads == 0}
+    return replace(choose(head_dim, dtype, shared_memory(device)), **fitting)
+
+
+def key_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> Key:
+    """What winners for calls like this are stored by."""
+    name = torch.cuda.get_device_name(device)
+    return Key(name, triton.__version__, str(dtype).removeprefix("torch."), block_d(head_dim), tuned.sources())
+
+
+def forget() -> None:
+    """Read the user's cache anew at the next call."""
+    _of_device.cache_clear()
+
+
+_forced: Configs | None = None
+
+
+@contextmanager
+def forced(configs: Configs) -> Iterator[None]:
+    """Within it every call takes `configs`: for timing candidates, one thread at a time."""
+    global _forced
+    before, _forced = _forced, configs
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 @cache

@@ -12,11 +12,14 @@ from dmabench.kernels.dma_triton.tiles import (
     LIST_BLOCK,
     LN2,
     TILE,
+    listed_keys,
+    load_at,
     load_keys,
     load_rows,
     next_run,
     query_program,
-    store_rows,
+    query_rows,
+    store_at,
 )
 
 
@@ -41,15 +44,23 @@ def _add_keys(
     key_len,
     scale_log2,
     GATHERS: tl.constexpr,
+    AHEAD: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """The online softmax over the keys at entries [begin, stop), of which those before `middle` need no mask."""
     for MASKED in tl.static_range(2):
-        for at in range(middle if MASKED else begin, stop if MASKED else middle, BLOCK_N):
+        start = middle if MASKED else begin
+        following = listed_keys(keys, start + tl.arange(0, BLOCK_N), stop) if AHEAD else 0
+        for at in range(start, stop if MASKED else middle, BLOCK_N):
             entry = at + tl.arange(0, BLOCK_N)
-            key, there, evicted, bias = load_keys(keys, evict, delta, reference, entry, stop, key_len, GATHERS, MASKED)
+            key, there, evicted, bias = load_keys(
+                keys, evict, delta, reference, entry, stop, key_len, following, GATHERS, AHEAD, MASKED
+            )
+            if AHEAD:
+                # Addresses that no load of the same step makes: rows can be copied as many steps ahead as fit.
+                following = listed_keys(keys, entry + BLOCK_N, stop)
             k_ND = load_rows(k, key, k_t, there, MASKED, HEAD_DIM, BLOCK_D)
             score = tl.dot(q, tl.trans(k_ND), input_precision="ieee") * scale_log2 + bias[None, :]
             if MASKED:
@@ -105,17 +116,20 @@ def forward_kernel(
     list_width,
     scale_log2,
     GATHERS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One program for BLOCK_M query rows of one head. Strides are in elements, by batch, head and row."""
-    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M)
-    rows = row + tl.arange(0, BLOCK_M)
+    """One program for BLOCK_M query rows of HEADS heads that share keys. Strides are in elements."""
+    b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M, HEADS)
+    rows, h = query_rows(row, h, BLOCK_M, HEADS)
+    at_row = rows.to(tl.int64)
     there = rows < query_len
     position = rows + (key_len - query_len)
-    q_MD = load_rows(q + b * q_b + h * q_h, rows, q_t, there, True, HEAD_DIM, BLOCK_D)
+    q_MD = load_at(q + b * q_b, h * q_h + at_row * q_t, there, True, HEAD_DIM, BLOCK_D)
     head = b * kv_heads + g
     delta += head * key_len
     evict += head * key_len
@@ -124,9 +138,9 @@ def forward_kernel(
     block = row // LIST_BLOCK
     listed = head * tl.cdiv(query_len, LIST_BLOCK) + block
     reference = tl.load(references + listed)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([HEADS * BLOCK_M, BLOCK_D], tl.float32)
+    top = tl.full([HEADS * BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([HEADS * BLOCK_M], tl.float32)
 
     if GATHERS:
         keys += listed * list_width
@@ -134,7 +148,7 @@ def forward_kernel(
         middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
         acc, top, total = _add_keys(
             acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, 0, middle, stop, k_t, v_t, key_len,
-            scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+            scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     else:
         tiles = tl.cdiv(key_len, TILE)
@@ -149,13 +163,13 @@ def forward_kernel(
             begin, middle, stop = next_run(first, last, full_first, full_last, tile, end, block)
             acc, top, total = _add_keys(
                 acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, begin * TILE,
-                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, HEAD_DIM, BLOCK_D, BLOCK_N,
+                middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
             )  # fmt: skip
             tile = stop
 
     empty = total == 0.0
     o_MD = acc / tl.where(empty, 1.0, total)[:, None]
-    store_rows(out + b * o_b + h * o_h, rows, o_t, there, o_MD, HEAD_DIM, BLOCK_D)
+    store_at(out + b * o_b, h * o_h + at_row * o_t, there, o_MD, HEAD_DIM, BLOCK_D)
     # In units of log 2, as scores are: changing units and back would cost what being relative gains.
     relative = tl.where(empty, float("-inf"), top + tl.log2(tl.where(empty, 1.0, total)))
     row_in_all = (b * kv_heads * groups + h) * query_len + rows

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dmabench.kernels.dma_triton.backward_keys import backward_keys_kernel
 from dmabench.kernels.dma_triton.backward_queries import backward_queries_kernel
-from dmabench.kernels.dma_triton.configs import Config, Configs, block_d, choose, shared_memory
+from dmabench.kernels.dma_triton.configs import Configs, block_d, for_call
 from dmabench.kernels.dma_triton.forward import forward_kernel
+from dmabench.kernels.dma_triton.tuned import Config
 from dmabench.kernels.key_lists import BLOCK_Q
 from dmabench.kernels.operators import operator
 from dmabench.kernels.triton_launcher import Launcher
@@ -25,8 +26,8 @@ launch_backward_queries = Launcher(backward_queries_kernel)
 launch_backward_keys = Launcher(backward_keys_kernel)
 
 
-def _configs(q: Tensor) -> Configs:
-    return choose(q.shape[-1], q.dtype, shared_memory(q.device))
+def _configs(q: Tensor, k: Tensor) -> Configs:
+    return for_call(q.shape[-1], q.dtype, q.device, q.shape[1] // k.shape[1])
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
@@ -43,8 +44,8 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def _query_programs(q: Tensor, block_m: int) -> int:
-    return q.shape[0] * q.shape[1] * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // block_m)
+def _query_programs(q: Tensor, config: Config) -> int:
+    return q.shape[0] * q.shape[1] // config.heads * -(-q.shape[2] // BLOCK_Q) * (BLOCK_Q // config.block_m)
 
 
 def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
@@ -52,9 +53,14 @@ def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
     return k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
 
 
-def _named(q: Tensor, config: Config, **more: bool) -> dict[str, Any]:
+def _named(q: Tensor, config: Config) -> dict[str, Any]:
     """Constants and options of a kernel."""
-    return {**more, "HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), **config.options()}
+    return {"HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), **config.options()}
+
+
+def _named_by_query(q: Tensor, config: Config, gathers: bool) -> dict[str, Any]:
+    """Of the two kernels that read keys for a block of queries."""
+    return {"GATHERS": gathers, "AHEAD": gathers and config.ahead, "HEADS": config.heads, **_named(q, config)}
 
 
 def _forward(
@@ -77,15 +83,15 @@ def _forward(
     """out in q's dtype and layout; lse, and lse relative to `references`, float32 [B, H, Tq]."""
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
     out, lse, relative_lse = _empty_forward(q)
-    config = _configs(q).forward
+    config = _configs(q, k).forward
     with torch.cuda.device_of(q):
         launch_forward(
-            _query_programs(q, config.block_m),
+            _query_programs(q, config),
             (q, k, v, delta.contiguous(), evict, references, keys, full, count, first, last, full_first, full_last,
              out, lse, relative_lse),
             (*_strides(q, k, v, out), *_sizes(q, k), 0 if keys is None else keys.shape[3], scale * LOG2E),
             (config, q.dtype, q.shape[3], keys is None, first is None),
-            lambda: _named(q, config, GATHERS=keys is not None),
+            lambda: _named_by_query(q, config, keys is not None),
         )  # fmt: skip
     return out, lse, relative_lse
 
@@ -123,16 +129,17 @@ def _backward(
     (B, H, Tq), (G, Tk) = q.shape[:3], k.shape[1:3]
     # For the second kernel, with whole blocks of rows.
     row_sums, lses_log2 = torch.empty((2, B, H, -(-Tq // BLOCK_Q) * BLOCK_Q), dtype=torch.float32, device=q.device)
-    queries, by_key = _configs(q).queries, _configs(q).keys
+    configs = _configs(q, k)
+    queries, by_key = configs.queries, configs.keys
     with torch.cuda.device_of(q):
         launch_backward_queries(
-            _query_programs(q, queries.block_m),
+            _query_programs(q, queries),
             (q, k, v, delta, evict, references, keys, full, count, first, last, full_first, full_last, out,
              relative_lse, dout, dq, row_sums, lses_log2),
             (*_strides(q, k, v, out, dout, dq), *_sizes(q, k), 0 if keys is None else keys.shape[3], scale,
              scale * LOG2E),
             (queries, q.dtype, q.shape[3], keys is None),
-            lambda: _named(q, queries, GATHERS=keys is not None),
+            lambda: _named_by_query(q, queries, keys is not None),
         )  # fmt: skip
         launch_backward_keys(
             B * G * -(-Tk // by_key.block_n),

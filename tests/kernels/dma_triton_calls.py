@@ -41,16 +41,22 @@ def _large_blocks():
         yield
 
 
-def attend(tensors, window, *, key_mask=None, scale=None, gathers=None, dout=None, shipped=False, device="cpu"):
+def attend(
+    tensors, window, *, key_mask=None, scale=None, gathers=None, dout=None, shipped=False, blocks=None, device="cpu"
+):
     """out and lse, then the gradients if there is a dout, and all their strides.
 
     Args:
         shipped: with the block sizes that fp32 has on a card, also where kernels are interpreted.
+        blocks: the configuration of the forward, of queries and of keys, as tuples, in place of any table's.
     """
     q, k, v, delta = (x.to(device).requires_grad_(dout is not None) for x in tensors)
     key_mask = None if key_mask is None else key_mask.to(device)
-    blocks = nullcontext() if shipped or device == "cuda" else _large_blocks()
-    with blocks, _poisoned(), patch.object(Plan, "gathers", Plan.gathers if gathers is None else gathers):
+    if blocks is not None:
+        chosen = configs.forced(configs.Configs(*(configs.Config(*one) for one in blocks)))
+    else:
+        chosen = nullcontext() if shipped or device == "cuda" else _large_blocks()
+    with chosen, _poisoned(), patch.object(Plan, "gathers", Plan.gathers if gathers is None else gathers):
         plan = make_plan(delta, window, key_mask=key_mask, query_len=q.shape[2])
         out, lse = dynamic_mask_attention(
             q, k, v, delta, window, scale=scale, plan=plan, backend="triton", return_lse=True

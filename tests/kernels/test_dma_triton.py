@@ -115,6 +115,20 @@ def test_forward_and_gradients(call, check, inputs, case, gathers):
     assert torch.equal(out, both["out"]) and torch.equal(lse, both["lse"])
 
 
+# Candidates of `dmabench tune` that the table has none of: several heads a program, positions of keys read ahead.
+BLOCKS = [
+    ((128, 32, 4, 3, 2, True), (64, 32, 4, 3, 2, True), (64, 32, 4, 2)),
+    ((64, 64, 4, 2, 4, False), (32, 64, 4, 3, 1, True), (128, 64, 8, 2)),
+]
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("blocks", BLOCKS, ids=["2 heads", "4 heads"])
+def test_every_kind_of_configuration(call, check, inputs, blocks, gathers):
+    dtype = FP32 if isinstance(call, _Child) else BF16
+    check(inputs(1, 8, 2, 37, 130, 16, dtype), 40, gathers=gathers, blocks=blocks)
+
+
 @BOTH_WAYS
 @pytest.mark.parametrize("case", CASES[1::3], ids=str)
 def test_float16(check, inputs, case, gathers):

@@ -37,7 +37,7 @@ def compile_kernel(monkeypatch):
         recorder = _Recorder()
         with monkeypatch.context() as patched:
             patched.setattr(Plan, "gathers", gathers)
-            patched.setattr(ops, "shared_memory", lambda device: SHARED[cc])
+            patched.setattr(configs, "shared_memory", lambda device: SHARED[cc])
             for name in KERNELS:
                 launcher = getattr(ops, f"launch_{name.removesuffix('_kernel')}")
                 patched.setattr(launcher, "kernel", recorder if name == kernel else _Recorder())
