@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
@@ -41,13 +42,12 @@ class Step:
 
 
 class RMSNorm(Qwen3RMSNorm):
-    """Qwen3's, but in float64 for float64 inputs, where Qwen3 rounds to float32."""
+    """Qwen3's, but one kernel on a GPU, and in float64 for float64 inputs, where Qwen3 rounds to float32."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Any shape [..., size]."""
-        if hidden_states.dtype != torch.float64:
-            return super().forward(hidden_states)
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        """Any shape [..., size]; half precision with a float32 weight gives float32."""
+        x = hidden_states.to(torch.promote_types(hidden_states.dtype, self.weight.dtype))
+        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 class GroupedAttention(nn.Module):
@@ -114,7 +114,35 @@ def rotate(q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
     """q and k [B, heads, T, dim] with rotary positions applied, where there are any."""
     if not rotary:
         return q, k
-    return apply_rotary_pos_emb(q, k, *rotary[q.shape[-1]])
+    cos, sin = rotary[q.shape[-1]]
+    if q.dtype != cos.dtype or k.dtype != cos.dtype:
+        return apply_rotary_pos_emb(q, k, cos, sin)
+    cos, sin = cos[:, None], sin[:, None]
+    return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """x cos + rotated x sin, where rotated swaps the halves of dims and negates the first: half the memory that
+    transformers' apply_rotary_pos_emb moves, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (dout,), (cos, sin) = grads, ctx.saved_tensors
+        half = dout.shape[-1] // 2
+        dx = dout * cos
+        dx[..., half:].addcmul_(dout[..., :half], sin[..., :half], value=-1)
+        dx[..., :half].addcmul_(dout[..., half:], sin[..., half:])
+        return dx, None, None
 
 
 def by_slot(step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
