@@ -149,6 +149,8 @@ def _lines(axes: "Axes", panel: "pandas.DataFrame", field: str, places: dict[str
     """One line a backend and window; returns the labels of the line ends. A line has a gap where a length in between
     has no time: nothing was measured there that it could pass through."""
     labels: list[Label] = []
+    # pandas copies every column at every choice of rows, and a row has seventy.
+    panel = panel[["id", "pass", "window", "seqlen", "status", field]].copy()
     for name in dict.fromkeys(panel["id"]):
         of_backend = panel[panel["id"] == name]
         windows = sorted(of_backend["window"].dropna().unique())

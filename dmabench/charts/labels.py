@@ -37,7 +37,9 @@ class Label(NamedTuple):
 def label_ends(axes: "Axes", labels: list[Label]) -> None:
     """A name at every line's end: right of the axes for lines that reach the last length, in the order of the ends and
     never on top of each other; stacked just above the end for lines that stop before it."""
-    axes.figure.canvas.draw()  # settles the limits that the positions below depend on
+    # Asking for the limits settles them, which the positions below depend on; drawing would too, but takes long.
+    axes.get_xlim()
+    axes.get_ylim()
     box = axes.get_window_extent()
     scale = 72 / axes.figure.dpi  # points a pixel
     height = box.height * scale
