@@ -122,14 +122,21 @@ class Layout:
         return random_tokens.key("mqar", seed, split, self.pairs, *what)
 
     def _contexts(self, seed: int, split: str, rows: I64) -> tuple[I64, I64]:
-        """Keys and values [B, P], drawn again until their fingerprint is one of the split's."""
+        """Keys and values [B, P], whose fingerprint is one of the split's.
+
+        Where it is not, the values go one key further, which is as random and costs nothing; after all P such turns
+        both are drawn again.
+        """
         context = np.empty((2, len(rows), self.pairs), np.int64)
         open_rows, turn = np.arange(len(rows)), 0
         while len(open_rows):
-            for part, name in enumerate(("keys", "values")):
-                stream = self._key(seed, split, name, turn)
-                drawn = random_tokens.distinct(stream, rows[open_rows], self.pairs, self.each)
-                context[part, open_rows] = self.ranges[name].start + drawn
+            if turn % self.pairs:
+                context[1, open_rows] = np.roll(context[1, open_rows], 1, axis=1)
+            else:
+                for part, name in enumerate(("keys", "values")):
+                    stream = self._key(seed, split, name, turn // self.pairs)
+                    drawn = random_tokens.distinct(stream, rows[open_rows], self.pairs, self.each)
+                    context[part, open_rows] = self.ranges[name].start + drawn
             prints = random_tokens.fingerprint(np.concatenate(context[:, open_rows], axis=1)) % np.uint64(4)
             open_rows, turn = open_rows[~np.isin(prints, SPLITS[split])], turn + 1
         return context[0], context[1]
