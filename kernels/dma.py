@@ -1,16 +1,18 @@
 """The operator: one function, interchangeable backends."""
 
+import logging
 import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dmabench.kernels import registry
+from dmabench.kernels import choice, registry
 from dmabench.kernels.operators import traced
 from dmabench.kernels.plan import Plan, make_plan
 from dmabench.kernels.registry import Backend, Problem, Unsupported, wants_gradient
 
+_log = logging.getLogger("dmabench.kernels")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -42,7 +44,8 @@ def dynamic_mask_attention(
         key_mask: optional bool [B, Tk]; False marks padding: never attended, never counted.
         scale: factor of q k^T, default 1/sqrt(D).
         plan: a plan made from the same delta, window and key mask, to be shared between calls or layers.
-        backend: "auto" or the name of a DMA backend (`dmabench list backends`).
+        backend: "auto" or the name of a DMA backend (`dmabench list backends`). "auto" takes what was the fastest where
+            it was measured; the logger "dmabench.kernels" tells which and why, at level INFO.
         return_lse: also return the log of the softmax's denominator, [B, H, Tq] (not differentiable).
         check_finite: refuse a NaN or infinite delta by name (one synchronisation); without it NaN is never attended.
 
@@ -99,7 +102,7 @@ def _choose(
         raise ValueError(f"q, k, v and delta are on different devices: {', '.join(names)}")
     (B, H, Tq, D), (_, G, Tk, _) = q, k
     problem = Problem(devices[0].type, dtypes[0], B, H, G, Tq, Tk, D, window, backward)
-    chosen = registry.get(f"dma/{_fastest(problem) if backend == 'auto' else backend}")
+    chosen = registry.get(f"dma/{_fastest(problem, devices[0]) if backend == 'auto' else backend}")
     refusal = chosen.refusal(problem)
     if refusal:
         raise Unsupported(f"{chosen.id}: {refusal}")
@@ -122,10 +125,11 @@ def _check_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> None:
         raise ValueError(f"{Tq} queries for {Tk} keys: the queries are the last of the keys' positions")
 
 
-def _fastest(problem: Problem) -> str:
-    """The fastest that does not refuse: on an H100 dma/cuda forward, dma/triton where a backward follows
-    (results/LOG.md, 2026-11-24); on a CPU the reference, which has a backward and nothing to compile."""
-    if problem.device == "cpu":
-        return "reference"
-    fastest_first = ("triton", "cuda", "flex") if problem.backward else ("cuda", "triton", "flex")
-    return next((name for name in fastest_first if not registry.get(f"dma/{name}").refusal(problem)), "reference")
+def _fastest(problem: Problem, device: torch.device | None = None) -> str:
+    """What choice.py says of the problem on `device`. While a call is traced the table of measured times is not asked,
+    since its lengths may be symbols then: the fixed order decides."""
+    known = None if device is None or traced() else choice.device_class(device)
+    found = choice.fastest(problem, known)
+    if not traced() and _log.isEnabledFor(logging.INFO):
+        _log.info("%s", choice.explain(found))
+    return found.name
