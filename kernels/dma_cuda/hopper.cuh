@@ -87,6 +87,13 @@ __device__ __forceinline__ void compute_before(bool never) {
     if (never) asm volatile("brkpt;");
 }
 
+// The same number, of which the compiler knows nothing: what is computed from it is computed here, and not kept in
+// registers from the last time on.
+__device__ __forceinline__ int not_kept(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
 // What cp.async and plain stores have written to shared memory, as far as this thread knows of it, wgmma may read.
 __device__ __forceinline__ void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -153,3 +160,22 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leadin
     constexpr uint64_t SWIZZLE_128 = 1ull << 62, STRIDE = 1024 >> 4;
     return SWIZZLE_128 | STRIDE << 32 | static_cast<uint64_t>(leading >> 4 & 0x3fff) << 16 | (address >> 4 & 0x3fff);
 }
+
+// The same matrix `bytes` further. Of the low half only the address changes, and never so much that it overflows.
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, uint32_t bytes) {
+    return (descriptor >> 32) << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
+
+// Place and parity of a step in a ring of COUNT stages.
+template <int COUNT>
+struct Ring {
+    int index = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ Ring next() const {
+        Ring other;
+        other.index = index + 1 == COUNT ? 0 : index + 1;
+        other.parity = index + 1 == COUNT ? parity ^ 1 : parity;
+        return other;
+    }
+};

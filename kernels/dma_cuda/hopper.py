@@ -14,6 +14,8 @@ from dmabench.kernels.dma_cuda import launch
 
 ENABLED = True
 """If not, the plain path serves Hopper, too, so that the two can be compared."""
+DQ = False
+"""dq on wgmma. Off until a card has timed it and both halves of the gate have passed there; tests switch it on."""
 
 _THREADS = 384
 _Q_TILE = 64
@@ -41,7 +43,8 @@ class Variant:
         return launch.defines(head_dim, dtype, gathers) | {
             "KEYS_OF_STEP": self.keys,
             "HEADS": self.heads,
-            "STAGES": self.stages,
+            "K_STAGES": self.stages,
+            "V_STAGES": self.stages,
             "PINGPONG": int(self.pingpong),
             "COPIER_FENCES": int(self.copier_fences),
         }
@@ -59,6 +62,11 @@ def variant(head_dim: int, groups: int) -> Variant:
     return Variant(64, 2, 4) if groups % 2 == 0 else Variant(128, 1, 3 if head_dim == 64 else 2, copier_fences=False)
 
 
+def serves_dq(device: torch.device) -> bool:
+    """Whether hopper_backward.backward_dq serves calls on this device, rather than launch.backward_dq."""
+    return DQ and _is_hopper(device)
+
+
 def serves(device: torch.device) -> bool:
     """Whether `forward` serves calls on this device, rather than launch.forward."""
     return ENABLED and _is_hopper(device)
@@ -70,7 +78,8 @@ def _is_hopper(device: torch.device) -> bool:
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has: blocks of a kernel that has one on each."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -112,7 +121,7 @@ def forward(
     )
     strides = [integer for x in (q, k, v) for integer in launch.strides_of(x)]
     sizes = (*launch.sizes_of(q, k), numpy.int32(visits[0].shape[-1]), numpy.int32(rows))
-    blocks = min(tasks, _multiprocessors(q.device)) if chosen.persistent else tasks
+    blocks = min(tasks, multiprocessors(q.device)) if chosen.persistent else tasks
     shared = chosen.shared_bytes(q.shape[3])
     kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
     return out, lse, relative_lse

@@ -1,8 +1,9 @@
 // What the warps that copy and those that compute share: blocks of queries, steps over their keys, and the shared memory
-// through which keys come, STAGES steps at a time.
+// through which keys come, K_STAGES and V_STAGES steps at a time.
 //
 // Defined from outside, besides what tiles.cuh asks for: KEYS_OF_STEP (64, 96 or 128), HEADS (query heads a block computes
-// at once, of those that share keys: 1 or 2), STAGES.
+// at once, of those that share keys: 1 or 2), K_STAGES, V_STAGES; and before this is included QUERY_TENSORS, how many
+// there are that have a row for each query (1: q; 2: q and dout).
 #pragma once
 #include "heads.cuh"
 #include "hopper.cuh"
@@ -16,47 +17,45 @@ constexpr int Q_ROWS = M * 64;
 constexpr int ROW = 128;                  // bytes of a row of shared memory: 64 columns
 constexpr int HALVES = D / 64;
 constexpr int SHARE = KEYS / 4;           // keys of a step that a copying warp looks after
-constexpr int SLOTS = STAGES + 1;         // of what is known of keys, which is in use while the next K is already coming
+constexpr int SLOTS = K_STAGES + 1;       // of what is known of keys, which is in use while the next K is already coming
 constexpr int Q_BYTES = HALVES * Q_ROWS * ROW;
 constexpr int KEY_BYTES = HALVES * KEYS * ROW;
 
 static_assert(SHARE % 8 == 0 && SHARE <= 32, "a lane of a copying warp looks after one key");
 
-// Place and parity of a step in a ring of STAGES.
-struct Ring {
-    int index = 0;
-    uint32_t parity = 0;
-
-    __device__ __forceinline__ Ring next() const {
-        Ring other;
-        other.index = index + 1 == STAGES ? 0 : index + 1;
-        other.parity = index + 1 == STAGES ? parity ^ 1 : parity;
-        return other;
-    }
-};
+using KRing = Ring<K_STAGES>;
+using VRing = Ring<V_STAGES>;
 
 struct Shared {
     unsigned char* base;
 
     __device__ __forceinline__ unsigned char* q(int consumer) const { return base + consumer * Q_BYTES; }
-    __device__ __forceinline__ unsigned char* k(int stage) const { return base + CONSUMERS * Q_BYTES + stage * KEY_BYTES; }
-    __device__ __forceinline__ unsigned char* v(int stage) const { return k(STAGES + stage); }
+    __device__ __forceinline__ unsigned char* dout(int consumer) const { return q(CONSUMERS + consumer); }
+    __device__ __forceinline__ unsigned char* k(int stage) const { return q(QUERY_TENSORS * CONSUMERS) + stage * KEY_BYTES; }
+    __device__ __forceinline__ unsigned char* v(int stage) const { return k(K_STAGES + stage); }
     // Birth and eviction time of the keys of a slot, and their bias in units of log 2.
-    __device__ __forceinline__ int2* life(int slot) const { return reinterpret_cast<int2*>(k(2 * STAGES)) + slot * KEYS; }
+    __device__ __forceinline__ int2* life(int slot) const { return reinterpret_cast<int2*>(v(V_STAGES)) + slot * KEYS; }
     __device__ __forceinline__ float* bias(int slot) const { return reinterpret_cast<float*>(life(SLOTS)) + slot * KEYS; }
     __device__ __forceinline__ uint64_t* full_k(int stage) const { return reinterpret_cast<uint64_t*>(bias(SLOTS)) + stage; }
-    __device__ __forceinline__ uint64_t* empty_k(int stage) const { return full_k(STAGES + stage); }
-    __device__ __forceinline__ uint64_t* full_v(int stage) const { return full_k(2 * STAGES + stage); }
-    __device__ __forceinline__ uint64_t* empty_v(int stage) const { return full_k(3 * STAGES + stage); }
+    __device__ __forceinline__ uint64_t* empty_k(int stage) const { return full_k(K_STAGES + stage); }
+    __device__ __forceinline__ uint64_t* full_v(int stage) const { return full_k(2 * K_STAGES + stage); }
+    __device__ __forceinline__ uint64_t* empty_v(int stage) const { return full_v(V_STAGES + stage); }
     // 1: the step needs a mask; 2: another step follows.
-    __device__ __forceinline__ int* about(int slot) const { return reinterpret_cast<int*>(full_k(4 * STAGES)) + slot; }
+    __device__ __forceinline__ int* about(int slot) const { return reinterpret_cast<int*>(empty_v(V_STAGES)) + slot; }
+    // Where there is dout: lse of the rows of queries, and the sums of dout * out over them.
+    __device__ __forceinline__ float* lse(int consumer) const {
+        return reinterpret_cast<float*>(about(SLOTS)) + consumer * Q_ROWS;
+    }
+    __device__ __forceinline__ float* rowsum(int consumer) const { return lse(CONSUMERS + consumer); }
 
     __device__ __forceinline__ void init_barriers() const {
-        for (int stage = 0; stage < STAGES; ++stage) {
-            // Each warp that copies; without COPIER_FENCES also each of its threads, when its copies are complete.
+        // Each warp that copies; without COPIER_FENCES also each of its threads, when its copies are complete.
+        for (int stage = 0; stage < K_STAGES; ++stage) {
             barrier_init(full_k(stage), GROUP / 32 + (COPIER_FENCES ? 0 : GROUP));
-            barrier_init(full_v(stage), COPIER_FENCES ? GROUP / 32 : GROUP);
             barrier_init(empty_k(stage), CONSUMERS * GROUP / 32);
+        }
+        for (int stage = 0; stage < V_STAGES; ++stage) {
+            barrier_init(full_v(stage), COPIER_FENCES ? GROUP / 32 : GROUP);
             barrier_init(empty_v(stage), CONSUMERS * GROUP / 32);
         }
     }

@@ -44,15 +44,17 @@ struct Sources {
 struct Signals {
     static constexpr int LAG = 3;
     Shared shared;
-    Ring ring;
+    KRing k;
+    VRing v;
     bool is_v = false;
     int pending = 0;
 
     __device__ __forceinline__ void tell() {
         fence_for_wgmma();
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(is_v ? shared.full_v(ring.index) : shared.full_k(ring.index));
-        if (is_v) ring = ring.next();
+        if (threadIdx.x % 32 == 0) barrier_arrive(is_v ? shared.full_v(v.index) : shared.full_k(k.index));
+        if (is_v) v = v.next();
+        else k = k.next();
         is_v = !is_v;
         --pending;
     }
@@ -76,7 +78,8 @@ struct Signals {
 // The copying warpgroup: threads 0..127 of the block.
 __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& tasks, const Sources& sources) {
     const int lane = threadIdx.x % 32, entry = threadIdx.x / 32 * SHARE + lane;
-    Ring ring;
+    KRing k_ring;
+    VRing v_ring;
     int slot = 0;
     Signals done{shared};
     for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
@@ -98,27 +101,28 @@ __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& task
             Key coming;
             coming.position = more && lane < SHARE ? walk.position(next, entry) : -1;
 
-            done.wait_for(shared.empty_k(ring.index), ring.parity ^ 1);
+            done.wait_for(shared.empty_k(k_ring.index), k_ring.parity ^ 1);
             if (lane < SHARE) {
                 shared.bias(slot)[entry] = (key.delta - origin) * LOG2E;
                 shared.life(slot)[entry] = make_int2(key.position, key.evict);
             }
             if (threadIdx.x == 0) *shared.about(slot) = (step >= walk.steps || walk.needs_mask(step) ? 1 : 0) + (more ? 2 : 0);
-            copy_keys(shared.k(ring.index), k, key.position);
+            copy_keys(shared.k(k_ring.index), k, key.position);
             if (COPIER_FENCES) {
                 done.started();
             } else {
-                barrier_arrive_after_copies(shared.full_k(ring.index));
+                barrier_arrive_after_copies(shared.full_k(k_ring.index));
                 __syncwarp();
-                if (lane == 0) barrier_arrive(shared.full_k(ring.index));
+                if (lane == 0) barrier_arrive(shared.full_k(k_ring.index));
             }
 
             coming.read(delta, evict);
-            done.wait_for(shared.empty_v(ring.index), ring.parity ^ 1);
-            copy_keys(shared.v(ring.index), v, key.position);
+            done.wait_for(shared.empty_v(v_ring.index), v_ring.parity ^ 1);
+            copy_keys(shared.v(v_ring.index), v, key.position);
             if (COPIER_FENCES) done.started();
-            else barrier_arrive_after_copies(shared.full_v(ring.index));
-            ring = ring.next();
+            else barrier_arrive_after_copies(shared.full_v(v_ring.index));
+            k_ring = k_ring.next();
+            v_ring = v_ring.next();
             slot = slot + 1 == SLOTS ? 0 : slot + 1;
             step = next;
             key = coming;

@@ -1,6 +1,7 @@
 // Softmax of a tile of 64 queries over steps of keys, as it lies in the registers of a warpgroup, and its way to memory.
 #pragma once
 #include "hopper_block.cuh"
+#include "hopper_store.cuh"
 
 constexpr float SLACK = 8.0f;  // as in forward.cu
 
@@ -74,27 +75,6 @@ __device__ __forceinline__ void rescale(float (&out)[D / 2], const float (&facto
     for (int i = 0; i < D / 2; ++i) out[i] *= factor[i / 2 % 2];
 }
 
-// What accumulators are as the first operand of the next product: no value changes its thread.
-__device__ __forceinline__ void round_to(uint32_t (&p)[KEYS / 4], const float (&s)[KEYS / 2]) {
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; ++i) p[i] = pack(s[2 * i], s[2 * i + 1]);
-}
-
-// words[i] of lane j of a quad becomes words[j] of lane i.
-__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
-    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? words[i] : words[i + 1], 1);
-        (odd ? words[i] : words[i + 1]) = other;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const uint32_t other = __shfl_xor_sync(0xffffffff, high ? words[i] : words[i + 2], 2);
-        (high ? words[i] : words[i + 2]) = other;
-    }
-}
-
 struct Targets {
     unsigned char* out;
     float *lse, *relative_lse;
@@ -114,17 +94,6 @@ __device__ __forceinline__ void finish(const Targets& to, const float (&out)[D /
             to.relative_lse[row + half * 8] = relative;
             to.lse[row + half * 8] = relative * LN2 + origin;
         }
-        unsigned char* const target = to.out + (row + half * 8) * ROW_BYTES + lane % 4 * 16;
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 4) {
-            uint32_t words[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = (n + i) * 4 + half * 2;
-                words[i] = pack(out[at] * factor, out[at + 1] * factor);
-            }
-            transpose_quad(words);
-            if (exists) *reinterpret_cast<uint4*>(target + n * 16) = make_uint4(words[0], words[1], words[2], words[3]);
-        }
+        store_row(to.out + (row + half * 8) * ROW_BYTES, out, half, factor, exists);
     }
 }

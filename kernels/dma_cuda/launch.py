@@ -1,7 +1,7 @@
 """Calls of the three CUDA kernels: which variant, how many blocks, how much shared memory, which arguments."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -86,16 +86,36 @@ def backward(
     relative_lse: Tensor,
     dout: Tensor,
     scale: float,
+    dq_with: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in q's dtype and ddelta (float32), contiguous. Keys that no query attends to get exact zeros.
 
     Args:
         tiles: the order of the keys; first, last, full_first and full_last of its tiles of 64; and `step_ends` of them.
+        dq_with: what takes the place of `backward_dq`.
     """
     q, k, v, dout = map(addressable, (q, k, v, dout))
     delta = delta.contiguous()
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    ddelta, rowsum = delta.new_empty(delta.shape), relative_lse.new_empty(relative_lse.shape)
+    dq, rowsum = (dq_with or backward_dq)(q, k, v, delta, evict, origins, visits, out, relative_lse, dout, scale)
+    return dq, *backward_dkdv(q, k, v, delta, evict, origins, tiles, relative_lse, rowsum, dout, scale)
+
+
+def backward_dq(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    origins: Tensor,
+    visits: Sequence[Tensor],
+    out: Tensor,
+    relative_lse: Tensor,
+    dout: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """dq, and float32 [B, H, Tq]: the sums of dout * out over rows. Takes what `backward` takes, delta contiguous, and
+    tensors with strides that kernels can read (`addressable`)."""
+    dq, rowsum = q.new_empty(q.shape), relative_lse.new_empty(relative_lse.shape)
     _launch(
         "backward_dq",
         q,
@@ -106,6 +126,24 @@ def backward(
         (*sizes_of(q, k), numpy.int32(visits[0].shape[-1])),
         scale,
     )
+    return dq, rowsum
+
+
+def backward_dkdv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    origins: Tensor,
+    tiles: Sequence[Tensor],
+    relative_lse: Tensor,
+    rowsum: Tensor,
+    dout: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dk, dv and ddelta, from what `backward` takes and `backward_dq` returns."""
+    dk, dv, ddelta = k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
     order, *ranges, ends = tiles
     blocks = min(_blocks_at_once(q.device), ends.numel())
     parts = relative_lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _THREADS, 4))
@@ -121,7 +159,7 @@ def backward(
         scale,
     )
     _launch("backward_join", q, False, blocks, (order, ends, parts, dk, dv, ddelta), (), sizes, scale)
-    return dq, dk, dv, ddelta
+    return dk, dv, ddelta
 
 
 def step_ends(first: Tensor, last: Tensor, query_len: int, groups: int) -> Tensor:

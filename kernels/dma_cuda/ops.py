@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dmabench.kernels.dma_cuda import hopper, launch
+from dmabench.kernels.dma_cuda import hopper, hopper_backward, launch
 from dmabench.kernels.operators import operator
 
 
@@ -45,7 +45,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, ddelta; see launch.backward."""
     with torch.cuda.device_of(q):
-        return launch.backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale)
+        dq = hopper_backward.backward_dq if hopper.serves_dq(q.device) else launch.backward_dq
+        return launch.backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale, dq)
 
 
 def _empty_backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale):

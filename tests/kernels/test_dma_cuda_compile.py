@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmabench.kernels import nvrtc
-from dmabench.kernels.dma_cuda import hopper, launch
+from dmabench.kernels.dma_cuda import hopper, hopper_backward, launch
 
 pytestmark = pytest.mark.skipif(nvrtc.missing("cuda") is not None, reason=str(nvrtc.missing("cuda")))
 
@@ -75,13 +75,32 @@ HOPPER_VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "gathers", "groups"), HOPPER_VARIANTS)
-def test_hopper_forward_fits_the_registers(head_dim, dtype, gathers, groups):
-    """No spill, and no product that ptxas makes wait for another ("serialized", it says)."""
+def holds(source, defines):
+    """No spill, no product that ptxas makes wait for another ("serialized", it says), and registers for all threads."""
     began = time.process_time()
-    defines = hopper.variant(head_dim, groups).defines(head_dim, dtype, gathers)
-    compiled = nvrtc.compile_source(launch.FOLDER / "hopper_forward.cu", "sm_90a", defines)
+    compiled = nvrtc.compile_source(launch.FOLDER / f"{source}.cu", "sm_90a", defines)
     assert time.process_time() - began < 5, "seconds to compile"
     assert "warning" not in compiled.log and "serialized" not in compiled.log
-    (used,) = nvrtc.resources(compiled.log).values()
-    assert used.registers * 384 <= 65536 and used.spill_stores == used.spill_loads == 0
+    found = nvrtc.resources(compiled.log)
+    assert found
+    for name, used in found.items():
+        assert used.registers * 384 <= 65536 and used.spill_stores == used.spill_loads == 0, name
+
+
+@pytest.mark.parametrize(("head_dim", "dtype", "gathers", "groups"), HOPPER_VARIANTS)
+def test_hopper_forward_fits_the_registers(head_dim, dtype, gathers, groups):
+    holds("hopper_forward", hopper.variant(head_dim, groups).defines(head_dim, dtype, gathers))
+
+
+DQ_VARIANTS = [
+    (128, torch.bfloat16, True, 2),
+    (128, torch.float16, True, 2),
+    (128, torch.bfloat16, False, 2),
+    (128, torch.bfloat16, True, 1),
+    (64, torch.bfloat16, True, 2),
+]
+
+
+@pytest.mark.parametrize(("head_dim", "dtype", "gathers", "groups"), DQ_VARIANTS)
+def test_hopper_dq_fits_the_registers(head_dim, dtype, gathers, groups):
+    holds("hopper_backward_dq", hopper_backward.dq_variant(head_dim, groups).defines(head_dim, dtype, gathers))

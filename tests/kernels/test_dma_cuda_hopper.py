@@ -15,7 +15,7 @@ BF16, FP16 = torch.bfloat16, torch.float16
 @pytest.fixture
 def on_cpu(kernels_on_cpu, monkeypatch):
     """Runs the kernel on CPU tensors, with fewer blocks than there are tasks."""
-    monkeypatch.setattr(hopper, "_multiprocessors", lambda _: 2)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 2)
     monkeypatch.setattr(launch, "_blocks_at_once", lambda _: 3)
 
 
