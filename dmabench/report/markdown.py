@@ -1,4 +1,4 @@
-"""The tables of stored runs, with the sentences that belong under them, in Markdown."""
+"""The summary and the tables of stored runs, with the sentences that belong under them, in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,12 +17,19 @@ Row = dict[str, Any]
 
 
 def markdown(paths: Sequence[Path]) -> str:
-    """A heading, the tables and the notes of each run.
+    """The summary in five sentences, then a heading, the tables and the notes of each run.
 
     Raises:
         Refusal: a run cannot be read.
     """
-    return "\n".join(_run(path) for path in paths)
+    from dmabench.claims.verdicts import load_claims, verdicts
+    from dmabench.report.reading import read
+    from dmabench.report.summary import sentences
+
+    runs = [_run(path) for path in paths]
+    stored, _ = read(paths)
+    told = sentences(stored, verdicts(load_claims(), [row for one in stored for row in one.rows]))
+    return "\n".join(["## Summary\n", *(one.markdown() for one in told), "", *runs])
 
 
 def _run(path: Path) -> str:
