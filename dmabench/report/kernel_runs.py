@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dmabench.charts import kernels as charts
+from dmabench.charts.words import ends
 from dmabench.report.parts import about_run, chart
 from dmabench.store.rows import FAILURES, STATUSES
 from dmabench.store.runs import provenance
@@ -95,9 +96,11 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
     panels = list(dict.fromkeys(stem.partition("-")[2] for stem in figures))
     for stem, figure in sorted(figures.items(), key=lambda item: panels.index(item[0].partition("-")[2])):
         title = "; ".join(text.get_text() for text in figure.texts[:2])
-        lines = [text.get_text().replace("\n", ", ") for text in figure.axes[0].texts]
-        names = ", ".join(line for line in lines if "/" in line)
-        drawn.append(chart(stem, figure, f"Chart over sequence length: {title}. Lines: {names}."))
+        ended = [
+            text.get_text().replace("\n", ", ") for text in figure.axes[0].texts if "out of memory" in text.get_text()
+        ]
+        stops = f" Stopped: {'; '.join(ended)}." if ended else ""
+        drawn.append(chart(stem, figure, f"Chart over sequence length: {title}. {ends(figure)}{stops}"))
     return drawn
 
 
