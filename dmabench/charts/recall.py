@@ -124,7 +124,7 @@ def _over(axes: "Axes", frame: "pandas.DataFrame", x: str, flat: list[str]) -> l
             style |= {"marker": None}
         else:
             places = [ticks.index(value) for value in mine[x]]
-        axes.plot(places, mine["accuracy"], **style)
+        axes.plot(places, mine["accuracy"], label=name, **style)
         low, high = mine["low"].fillna(mine["accuracy"]), mine["high"].fillna(mine["accuracy"])
         if len(places) > 1:
             axes.fill_between(places, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=3)

@@ -5,6 +5,7 @@ from typing import Any
 
 from dmabench.charts import tasks as task_charts
 from dmabench.charts.style import STYLE
+from dmabench.charts.words import ends
 from dmabench.report.held_out import held_out
 from dmabench.report.parts import about_run, chart, table
 from dmabench.store.runs import provenance
@@ -78,5 +79,5 @@ def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str
             texts += [text for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
             names = dict.fromkeys(text.get_text() for text in texts)
             told = ", ".join(name for name in names if name[:3].isalpha())
-            drawn.append(chart(stem, figure, f"Chart: {words}. In it: {told}."))
+            drawn.append(chart(stem, figure, f"Chart: {words}. In it: {told}. {ends(figure)}".strip()))
     return drawn

@@ -94,7 +94,7 @@ def test_a_readme_is_filled_and_filled_again_without_a_change(made):
     assert "commit 0123456" in text and "NVIDIA H100 80GB HBM3" in text and "dense/sdpa-cudnn" in text
     assert "`dmabench kernels --seqlen 8k,32k,128k`" in text and "[run](run)" in text
     assert "slower than dense in no line" in text
-    assert "dma/flex 2.00 at 8192 to 32.0 at 131072" in text and "](charts/speedup.svg)" in text
+    assert "dma/flex 2.00 at 8k to 32.0 at 128k" in text and "](charts/speedup.svg)" in text
     assert text.startswith("before 1\n") and text.endswith("after\n") and "<!-- dmabench:example -->" in text
     assert "<svg" in (made.parent / "charts" / "speedup.svg").read_text()
     assert first.changed == ["times run", "chart run", "charts/speedup.svg"] and first.loose == []
