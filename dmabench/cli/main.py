@@ -27,6 +27,7 @@ from dmabench.cli import (
     report,
     reproduce,
     tasks,
+    tune,
 )
 from dmabench.errors import Refusal
 
@@ -87,6 +88,7 @@ for command in (
     tasks,
     perplexity,
     eval,
+    tune,
     reference,
     report,
     mask,
