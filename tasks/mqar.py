@@ -89,7 +89,7 @@ def cost(settings: Settings) -> Cost:
     scored = T * (settings["test_examples"] + VALIDATIONS * _validation_examples(settings))
     # A forward takes a third of a step; every token is counted as if in a sequence of the target's length.
     whole = train_cost(settings, tokens + scored // 3, T, settings["vocab"], labels=settings["pairs"])
-    return Cost(tokens, whole.flops, whole.mib)
+    return Cost(tokens, whole.flops, whole.mib, scored)
 
 
 def learn(settings: Settings, tools: Tools) -> Trained:

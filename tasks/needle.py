@@ -79,7 +79,7 @@ def refusal(settings: Settings) -> str | None:
 
 
 def cost(settings: Settings) -> Cost:
-    """Training, validation left out, and scoring."""
+    """Training, validations and scoring."""
     if settings["model"]:
         return needle_models.cost(settings)
     length, vocab = settings["train_len"], settings["vocab"]
@@ -89,13 +89,15 @@ def cost(settings: Settings) -> Cost:
     trained = train_cost(settings, tokens, length, vocab, labels)
     flops, mib = trained.flops, trained.mib
     sequences = settings["samples"] * len(settings["depth"]) * len(settings["kind"])
+    validated = VALIDATIONS * VALIDATION * length
+    flops += train_cost(settings, validated, length, vocab, labels).flops / 3
     for tested in settings["test_len"]:
         # A third of training's operations are forward; a forward keeps about one layer's activations.
         rows = max(1, FORWARD_TOKENS["cuda"] // tested)
         scored = train_cost({**settings, "batch": rows}, sequences * tested, tested, vocab, labels)
         flops += scored.flops / 3
         mib = max(mib, scored.mib / (settings.get("layers") or 1))
-    return Cost(tokens, flops, mib)
+    return Cost(tokens, flops, mib, validated + sequences * sum(settings["test_len"]))
 
 
 def prepare(settings: Settings, told: Callable[[str], None]) -> str | None:

@@ -47,12 +47,18 @@ PRESETS = {
         "Trained at 128, tested to 1024: a few minutes on two CPU cores, with 10 haystacks a length and depth.",
         (QUICK | {"extrapolate": True},),
     ),
+    # In the order of what their cells decide: the claim compares dma with mha and nsa.
     "h100": Preset(
-        "Trained at 1k, tested to 16k, with each sort of positions, three seeds of rope: at most two minutes a cell on "
-        "an H100.",
-        (
-            H100 | {"test_len": "1k:16k:x2", "seed": "0,1,2"},
-            H100 | {"test_len": "1k:16k:x2", "positions": "yarn,none"},
+        "Trained at 1k, tested to 16k, with each sort of positions, three seeds of rope.",
+        tuple(
+            H100 | {"test_len": "1k:16k:x2"} | own
+            for own in (
+                {"attention": "mha,dma", "seed": "0,1,2"},
+                {"attention": "nsa", "seed": "0,1,2"},
+                {"attention": "swa,mla", "seed": "0,1,2"},
+                {"attention": "mha,dma", "positions": "yarn,none"},
+                {"attention": "swa,mla,nsa", "positions": "yarn,none"},
+            )
         ),
     ),
     "paper": Preset(

@@ -101,7 +101,7 @@ def cost(settings: Settings) -> Cost:
     scored = T * (settings["test_examples"] + VALIDATIONS * _validation_examples(settings))
     # A forward takes a third of a step.
     whole = train_cost(settings, tokens + scored // 3, T, settings["vocab"], labels=layout_of(settings).size)
-    return Cost(tokens, whole.flops, whole.mib)
+    return Cost(tokens, whole.flops, whole.mib, scored)
 
 
 def run(settings: Settings, tools: Tools) -> list[Row]:

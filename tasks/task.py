@@ -74,6 +74,8 @@ class Cost:
     """Operations of training and scoring."""
     mib: float
     """Peak memory, estimated."""
+    scored: int = 0
+    """Tokens that go through the model without being trained on, in validations and tests."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
         return
     reasons: list[str] = []
     groups = [(_shared(task, group), _cells_table(task, group, roof, reasons)) for group in _alike(task, trials)]
-    seconds = sum(roof.seconds(trial) for trial in trials)
+    tuning = roof.once(trials)
+    seconds = sum(roof.seconds(trial) for trial in trials) + tuning
     count = f"{len(trials)} cell{'s' * (len(trials) != 1)}"
 
     def write(console: "Console") -> None:
@@ -42,6 +43,8 @@ def print_trials(task: Task, trials: list[Trial], device: str, as_json: bool) ->
 
     to_stdout(write)
     say(f"time on one device, at most (training may stop early), a cell at a time: {roof.about}", "dim")
+    if tuning:
+        say(f"among it {tuning:.0f} s once, in which nsa tunes its kernels: as long as that was seen, or longer", "dim")
 
 
 def _alike(task: Task, trials: list[Trial]) -> list[list[Trial]]:

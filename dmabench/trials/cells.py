@@ -75,13 +75,15 @@ def _mode(task: Task, preset: str | None, given: dict[str, str]) -> Mode | None:
 
 
 def make_trials(task: Task, blocks: Blocks) -> list[Trial]:
-    """The cells of all blocks, each once, all of the first seed before those of the next.
+    """The cells of all blocks, each once: block after block, so that what matters most can come first, and in each all
+    of the first seed before those of the next.
 
     Raises:
         Refusal: a value that an axis has not, too many cells, or none that the task can do.
     """
-    settings = [one for block in blocks for one in _combinations(task, block)]
-    settings.sort(key=lambda one: one.get("seed") or 0)
+    settings = []
+    for block in blocks:
+        settings += sorted(_combinations(task, block), key=lambda one: one.get("seed") or 0)
     trials: dict[str, Trial] = {}
     for one in settings:
         refusal = task.refusal(one)

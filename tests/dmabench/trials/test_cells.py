@@ -36,7 +36,7 @@ def test_flags_override_presets_and_these_the_defaults_of_the_device(toy):
         blocks_of(toy, "quik", {}, "cpu")
 
 
-def test_blocks_share_cells_and_the_first_seed_comes_first(trials):
+def test_blocks_share_cells_and_come_one_after_the_other_with_the_first_seed_first(trials):
     found = trials("two", window="8")
     assert [(t.settings["seed"], t.settings["attention"], t.settings["lr"]) for t in found] == [
         (0, "mha", 1e-3),
@@ -47,6 +47,18 @@ def test_blocks_share_cells_and_the_first_seed_comes_first(trials):
         (1, "dma", 1e-3),
     ]
     assert seeds_of(found) == [0, 1]
+
+
+def test_the_first_block_is_done_with_all_its_seeds_before_the_second(toy):
+    blocks = blocks_of(toy, None, {"attention": "mha"}, "cpu")
+    found = make_trials(toy, [{**blocks[0], "seed": "0,1"}, {**blocks[0], "seed": "0,1", "lr": "7"}])
+    assert [(t.settings["seed"], t.settings["lr"] == 7) for t in found] == [
+        (0, False),
+        (1, False),
+        (0, True),
+        (1, True),
+    ]
+    assert [t.number for t in found] == [0, 1, 2, 3]
 
 
 def test_an_axis_that_is_not_swept_and_a_switch(toy, trials):
