@@ -107,7 +107,7 @@ def judge_inference(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
             for model in setting.others["mha"]
             for of_seed in model.seeds.values()
             for row in of_seed
-            if row.get("infer_ms") and ours and row.get("infer_batch") == ours[0].get("infer_batch")
+            if row.get("infer_ms") and ours and _timed_as(row) == _timed_as(ours[0])
         ]
         if not ours or not dense:
             what = "MHA's time with the same batch" if ours else "DMA's time (the run did not time inference)"
@@ -123,3 +123,7 @@ def judge_inference(rule: Rule, terms: Terms, rows: list[Row]) -> Finding:
             verdict, told = "", f"{told} ({seeds} seed{'s' * (seeds != 1)}, {terms.seeds} needed)"
         outcomes.append(Outcome(verdict or "NOT_SEPARATED", at(setting, told)))
     return unanimous(outcomes, left_out, wanted(rule))
+
+
+def _timed_as(row: Row) -> tuple[Any, bool]:
+    return row.get("infer_batch"), bool(row.get("infer_replayed"))

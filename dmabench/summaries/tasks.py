@@ -37,13 +37,16 @@ def summaries(task: Task, rows: Iterable[Row]) -> list[Row]:
             parts = tuple(part(row, name) for name in PARTS)
             groups.setdefault((settings_key(task, row, ("seed",)), parts), []).append(row)
     found = [_one(group) for group in groups.values()]
+
+    def timed_alike(row: Row) -> tuple[Any, ...]:
+        how = row.get("infer_batch"), bool(row.get("infer_replayed"))
+        return control_key(task, row), part(row, "test_len"), *how
+
     dense = {
-        (control_key(task, row), part(row, "test_len"), row.get("infer_batch")): row["infer_ms"]
-        for row in found
-        if row.get("attention") == CONTROL and row.get("infer_ms")
+        timed_alike(row): row["infer_ms"] for row in found if row.get("attention") == CONTROL and row.get("infer_ms")
     }
     for row in found:
-        base = dense.get((control_key(task, row), part(row, "test_len"), row.get("infer_batch")))
+        base = dense.get(timed_alike(row))
         row["speedup"] = base / row["infer_ms"] if base and row.get("infer_ms") else None
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dmabench.tasks.inference import inference_time
 from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Tools
 from dmabench.tasks.task_model import build_model
@@ -81,3 +82,12 @@ def test_compiled_layers_are_replayed_too(tmp_path: Path) -> None:
     compiled = run("mha", tmp_path, [], replay=True, compile=True)
     assert compiled.not_replayed is None and compiled.replayed == 58
     assert compiled.curve[-1] < compiled.curve[0] / 2
+
+
+@pytest.mark.parametrize("attention", ["mha", "swa", "mla", "nsa", "dma"])
+def test_inference_is_timed_as_a_replay(attention: str, tmp_path: Path) -> None:
+    model = build_model({**SETTINGS, "attention": attention}, 64, 128).cuda()
+    called = []
+    tools = Tools("cuda", tmp_path, time_ms=lambda call: (called.append(call()), 1.0)[1])
+    row = inference_time(model, *Successor().batch(0, 4), tools)
+    assert row == {"infer_ms": 1.0, "infer_batch": 4, "infer_replayed": True} and len(called) == 1
