@@ -72,9 +72,9 @@ class Files:
         Raises:
             Refusal: the files cannot be written.
         """
-        told = [f"# {title}", *(f"`{command}`" for command in commands)]
-        told.append(markdown_lines(table["headers"], table["cells"], table["words"]))
-        told.append("\n".join(f"- {note}" for note in notes))
+        told = [f"# {_plain(title)}", *map(_code, commands)]
+        told.append(_lines(table["headers"], table["cells"], table["words"]))
+        told.append("\n".join(f"- {_plain(note)}" for note in notes))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([table["headers"], *table["cells"]])
         contents: dict[str, str | bytes] = {"csv": text.getvalue(), "md": _joined(told)}
@@ -89,7 +89,7 @@ class Files:
         parts = ["# Dynamic mask attention, measured", "\n".join(sentences)]
         for run in dict.fromkeys(one["run"] for one in self.written):
             mine = [one for one in self.written if one["run"] == run]
-            parts += [f"## {_plain(run)}", *(f"`{command}`" for command in mine[0]["commands"])]
+            parts += [f"## {_plain(run)}", *map(_code, mine[0]["commands"])]
             parts.append("\n".join(_index_line(one) for one in mine))
         index = self._store(INDEX, _joined(parts))
         listed = self._store(LIST, json.dumps({"schema": 1, "files": self.written}, indent=1, ensure_ascii=False))
@@ -170,14 +170,16 @@ def _drawn(figure: "Figure", form: str) -> bytes:
 
 
 def _about_chart(title: str, stem: str, alt: str, commands: Sequence[str], data: "pandas.DataFrame | None") -> str:
-    told = [f"# {title}", f"![{_plain(alt)}]({stem}.svg)", *(f"`{command}`" for command in commands)]
+    told = [f"# {_plain(title)}", f"![{_plain(alt)}]({stem}.svg)", *map(_code, commands)]
     if data is not None:
         texts = data.map(_text)
         same = [name for name in texts.columns if len(texts) > 1 and texts[name].nunique() == 1]
-        told.append("Of all rows: " + ", ".join(f"{name} {texts[name].iloc[0]}" for name in same) if same else "")
+        told.append(
+            "Of all rows: " + ", ".join(f"{name} {_plain(texts[name].iloc[0])}" for name in same) if same else ""
+        )
         headers = [name for name in texts.columns if name not in same]
         words = [name for name in headers if not data[name].map(lambda value: isinstance(value, int | float)).all()]
-        told.append(markdown_lines(headers, texts[headers].to_numpy().tolist(), words))
+        told.append(_lines(headers, texts[headers].to_numpy().tolist(), words))
     return _joined(told)
 
 
@@ -190,6 +192,14 @@ def _text(value: Any) -> str:
 def _index_line(one: dict[str, Any]) -> str:
     links = ", ".join(f"[{name.rpartition('.')[2]}]({quote(name)})" for name in one["files"])
     return f"- {_plain(one['title'])}: {links}"
+
+
+def _lines(headers: Sequence[str], cells: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    return markdown_lines(headers, [[cell.replace("<", "&lt;") for cell in line] for line in cells], words)
+
+
+def _code(command: str) -> str:
+    return f"`{command.replace('`', ' ')}`"
 
 
 def _plain(text: str) -> str:

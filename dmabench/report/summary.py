@@ -40,8 +40,9 @@ class Sentence(NamedTuple):
     command: str = ""
 
     def markdown(self) -> str:
-        """As a line of a list."""
-        return f"- **{self.topic}**: {self.text}" + (f" `{self.command}`." if self.command else "")
+        """As a line of a list; names in it make no HTML."""
+        text = self.text.replace("<", "&lt;")
+        return f"- **{self.topic}**: {text}" + (f" `{self.command}`." if self.command else "")
 
 
 def sentences(stored: Sequence[Stored], judged: Sequence[Verdict]) -> list[Sentence]:

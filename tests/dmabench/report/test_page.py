@@ -228,6 +228,61 @@ def test_tasks_without_a_run_say_what_to_run(task_run, trained, tmp_path):
     assert "There is no run to show yet" not in parsed.text and 'id="run-1"' in text
 
 
+def test_every_empty_section_has_the_commands_that_fill_it(tmp_path):
+    text, parsed = page([], tmp_path)
+    commands = {
+        "summary": "dmabench kernels --preset h100 --replay",
+        "quality": "dmabench kernels --level layer --seqlen 1k --window 64,128,256",
+        "kernels": "dmabench kernels --quick",
+        "mqar": "dmabench mqar",
+        "patterns": "dmabench patterns",
+        "needle": "dmabench needle",
+        "train": "dmabench train",
+        "scaling": "dmabench scaling",
+        "ablate": "dmabench ablate",
+        "eval": "dmabench eval --tasks sample",
+        "mask": "dmabench mask --delta iid,rising,clustered",
+        "claims": "dmabench reproduce CLAIM",
+        "environment": "dmabench env",
+    }
+    places = [text.index(f'<section id="{name}">') for name in commands]
+    assert places == sorted(places)
+    for (name, command), start, end in zip(commands.items(), places, [*places[1:], len(text)], strict=True):
+        assert f"<code>{command}</code>" in text[start:end], name
+    assert "measure it: dmabench mqar --pairs 512" in parsed.text  # each claim, too
+
+
+def test_layer_time_against_quality_is_the_first_chart_with_the_commands_of_both_runs(
+    task_run, trained, tmp_path, environment, row
+):
+    layer = {"level": "layer", "device": "Made-up GPU"}
+    timed = runs.Run.start(tmp_path / "results", "kernels", ["kernels", "--level", "layer"], {}, environment)
+    timed.append(row("dense/sdpa-cudnn", 2048, 8.0, **layer))
+    for window, ms in ((512, 2.0), (1024, 4.0)):
+        timed.append(row("dma/cuda", 2048, ms, window=window, **layer))
+    timed.finish()
+    make, task = trained.made_up, trained.MQAR
+    rows = [make(task, "mha", 0.99), make(task, "dma", 0.985, window=512), make(task, "dma", 0.99, window=4096)]
+    text, parsed = page([timed.path, task_run(task, rows)], tmp_path)
+    assert "4x at w 512, with 0.985 beside MHA's 0.99 (margin 0.01)" in parsed.text
+    assert parsed.images[0]["alt"].startswith("Chart: Layer time against quality: forward, recall")
+    section = text[text.index('<section id="quality">') : text.index("<h2>Kernels on")]
+    for command in ("dmabench kernels --level layer", "dmabench mqar --seeds 3"):
+        assert f"<code>{command}</code>" in section
+    assert "1 scored settings have no time" in section and "--seqlen 2048 --window 512,4096" in section
+    assert (tmp_path / "out" / "report-files" / "quality" / "quality-mqar-fwd-h16g8d128.png").exists()
+
+
+def test_the_environment_has_a_line_for_each_run(stored, tmp_path, environment):
+    root, path = stored
+    other = {**environment, "git": {"sha": "f" * 40, "dirty": True}, "gpus": [], "versions": {"torch": "2.12.0"}}
+    second = runs.Run.start(root, "kernels", [], {}, other)
+    text, _ = page([path, second.path], tmp_path)
+    told = Page(text[text.index('<section id="environment">') : text.index("</main>")]).text
+    assert "dmabench 0.1.0, torch 2.11.0, triton 3.6.0" in told and "580.1" in told and "Some CPU, 2 cores" in told
+    assert "fffffff-dirty" in told and "torch 2.12.0" in told and "still being written" in told
+
+
 def test_a_task_that_is_gone_and_a_cell_with_html_in_it_break_nothing(task_run, trained, tmp_path, monkeypatch):
     evil = "<script>alert(1)</script>"
     rows = [trained.made_up(trained.MQAR, "mha", None, status="RUNTIME_ERROR", reason=evil)]
