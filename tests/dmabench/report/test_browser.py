@@ -20,8 +20,8 @@ from dmabench.tasks import registry
 from dmabench.workload.masks import distribution_rows
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "h100"
-STORED = ("*-kernels-d955ade", "20261125T014141Z-kernels-*", "*-mqar-765a8ad")
-"""Committed runs with forwards and backwards, decoding in layers, and models on recall."""
+STORED = ("*-kernels-8f9ea37", "20261125T014141Z-kernels-*", "*-mqar-765a8ad")
+"""Committed runs with forwards, decoding in kernels and in layers, and models on recall."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chromium-headless-shell")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 THEMES = ("light", "dark")
