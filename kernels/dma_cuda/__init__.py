@@ -1,6 +1,7 @@
 """dma/cuda: dynamic mask attention in CUDA C++, compiled by NVRTC when it is first called.
 
-Tensor cores through mma.sync, so any GPU from sm_80 on; on Hopper the forward has a kernel of its own, with wgmma.
+Tensor cores through mma.sync, so any GPU from sm_80 on; Hopper has kernels of its own, with wgmma: of the forward, and
+of the backward, which are switched off until they have been timed (hopper.py).
 Queries gather their keys by the plan's lists; where the window is too large for that to pay, keys are visited in the
 order of their positions.
 """
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dmabench.kernels import nvrtc
 from dmabench.kernels.dma_cuda import hopper, ops
+from dmabench.kernels.dma_cuda.hopper_backward import pair_ends
 from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE, step_ends
 from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
@@ -46,7 +48,8 @@ def _ranges(plan: Plan) -> list[Tensor]:
 def _tiles(plan: Plan, groups: int) -> list[Tensor]:
     """Which queries each tile of keys meets, and where their steps end."""
     ranges = _ranges(plan)
-    ends = plan.derived(("cuda steps", groups), lambda: step_ends(ranges[0], ranges[1], plan.query_len, groups))
+    count = pair_ends if hopper.serves_dkdv(plan.evict_BGT.device) else step_ends
+    ends = plan.derived((count.__name__, groups), lambda: count(ranges[0], ranges[1], plan.query_len, groups))
     return [plan.order_BGT, *ranges, ends]
 
 

@@ -153,6 +153,15 @@ __device__ __forceinline__ void more_registers() {
 
 #endif
 
+// Whether all bits of all are ones, which no result of arithmetic has: what `compute_before` may depend on.
+template <int COUNT>
+__device__ __forceinline__ bool never(const float (&results)[COUNT]) {
+    int all = __float_as_int(results[0]);
+#pragma unroll
+    for (int i = 1; i < COUNT; ++i) all &= __float_as_int(results[i]);
+    return all == -1;
+}
+
 // Of a tile in shared memory as wgmma reads it: rows of 128 bytes, 8 of them a block of 1024 bytes (aligned to that),
 // the 16-byte pieces of a row permuted by its number (128-byte swizzle). `leading`: bytes from one block of 64 columns to the
 // next, for matrices that are read along the rows of the tile (MN-major); 1 where it means nothing.

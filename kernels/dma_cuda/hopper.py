@@ -1,4 +1,4 @@
-"""The forward for Hopper (hopper_forward.cu): where it serves, which variant of it, and its launch."""
+"""What serves Hopper, and the forward there (hopper_forward.cu): its variants and its launch."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ ENABLED = True
 """If not, the plain path serves Hopper, too, so that the two can be compared."""
 DQ = False
 """dq on wgmma. Off until a card has timed it and both halves of the gate have passed there; tests switch it on."""
+DKDV = False
+"""dk, dv and ddelta on wgmma: the same. A plan's tiles are for one path, so switch it before the forward."""
 
 _THREADS = 384
 _Q_TILE = 64
@@ -65,6 +67,11 @@ def variant(head_dim: int, groups: int) -> Variant:
 def serves_dq(device: torch.device) -> bool:
     """Whether hopper_backward.backward_dq serves calls on this device, rather than launch.backward_dq."""
     return DQ and _is_hopper(device)
+
+
+def serves_dkdv(device: torch.device) -> bool:
+    """Whether hopper_backward.backward_dkdv serves calls on this device, rather than launch.backward_dkdv."""
+    return DKDV and _is_hopper(device)
 
 
 def serves(device: torch.device) -> bool:

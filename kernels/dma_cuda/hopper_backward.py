@@ -1,4 +1,7 @@
-"""The backward for Hopper (hopper_backward_dq.cu): variants and launches. hopper.py says where it serves."""
+"""The backward for Hopper (hopper_backward_dq.cu, hopper_backward_dkdv.cu): variants and launches.
+
+hopper.py says where it serves.
+"""
 
 import math
 from collections.abc import Sequence
@@ -82,3 +85,65 @@ def backward_dq(
     shared = chosen.shared_bytes(q.shape[3])
     kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
     return dq, rowsum
+
+
+STAGES = 4
+"""Steps whose queries shared memory holds in hopper_backward_dkdv.cu; not tuned yet."""
+
+
+def dkdv_defines(head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """How hopper_backward_dkdv.cu is compiled."""
+    return launch.defines(head_dim, dtype, False) | {"STAGES": STAGES}
+
+
+def dkdv_shared_bytes(head_dim: int) -> int:
+    """Dynamic shared memory, as struct Shared of hopper_backward_dkdv.cu lays it out."""
+    tile = 2 * head_dim * launch.TILE
+    tiles = 2 * _WARPGROUPS + 2 * STAGES
+    return tiles * tile + 2 * STAGES * 8 + STAGES * (2 * launch.TILE + 1) * 4 + _WARPGROUPS * launch.TILE * 4
+
+
+def pair_ends(first: Tensor, last: Tensor, query_len: int, groups: int) -> Tensor:
+    """int64 [B * G * ceil(N / 2)]: launch.step_ends of pairs of tiles.
+
+    A pair meets the queries from the first that one of the two meets to the last. Arguments as there; of a tile that
+    meets none, both numbers are 0.
+    """
+    tiles = first.shape[-1]
+    if tiles % 2:
+        first, last = (torch.nn.functional.pad(x, (0, 1)) for x in (first, last))
+    first, last = (x.unflatten(-1, (-1, 2)) for x in (first, last))
+    first = first.masked_fill(last == 0, torch.iinfo(torch.int32).max).amin(-1)
+    last = last.amax(-1)
+    return launch.step_ends(first.minimum(last), last, query_len, groups)
+
+
+def backward_dkdv(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    delta: Tensor,
+    evict: Tensor,
+    origins: Tensor,
+    tiles: Sequence[Tensor],
+    relative_lse: Tensor,
+    rowsum: Tensor,
+    dout: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as launch.backward_dkdv, but `tiles` end with `pair_ends`."""
+    dk, dv, ddelta = k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
+    order, *ranges, ends = tiles
+    blocks = hopper.multiprocessors(q.device) if ends.numel() else 0
+    if not blocks:
+        return dk, dv, ddelta
+    parts = relative_lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _WARPGROUPS * 128, 4))
+    sizes = (*launch.sizes_of(q, k), numpy.int32(delta.shape[:2].numel()), scale * math.log2(math.e))
+    source, defines = launch.FOLDER / "hopper_backward_dkdv.cu", dkdv_defines(q.shape[3], q.dtype)
+    pointers = (q, k, v, dout, delta, evict, order, *ranges, ends, origins, relative_lse, rowsum, parts, dk, dv, ddelta)
+    strides = [integer for x in (q, k, v, dout) for integer in launch.strides_of(x)]
+    kernel = nvrtc.kernel(source, "dma_hopper_backward_dkdv", defines)
+    kernel.launch((blocks,), _THREADS, dkdv_shared_bytes(q.shape[3]), *pointers, *strides, *sizes)
+    join = nvrtc.kernel(source, "dma_hopper_backward_join", defines)
+    join.launch((blocks,), _WARPGROUPS * 128, 0, order, ends, parts, dk, dv, ddelta, *sizes)
+    return dk, dv, ddelta

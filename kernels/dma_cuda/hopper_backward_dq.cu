@@ -45,14 +45,6 @@ __device__ __forceinline__ void gradients(float (&p)[KEYS / 2], const float (&dp
     }
 }
 
-// Whether all bits of all are ones, which no result of arithmetic has.
-__device__ __forceinline__ bool never(const float (&x)[KEYS / 2]) {
-    int all = __float_as_int(x[0]);
-#pragma unroll
-    for (int i = 1; i < KEYS / 2; ++i) all &= __float_as_int(x[i]);
-    return all == -1;
-}
-
 struct QuerySources {
     Queries q, dout;
     const unsigned char* out;   // contiguous

@@ -87,17 +87,18 @@ def backward(
     dout: Tensor,
     scale: float,
     dq_with: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    dkdv_with: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in q's dtype and ddelta (float32), contiguous. Keys that no query attends to get exact zeros.
 
     Args:
         tiles: the order of the keys; first, last, full_first and full_last of its tiles of 64; and `step_ends` of them.
-        dq_with: what takes the place of `backward_dq`.
+        dq_with, dkdv_with: what takes the place of `backward_dq` and `backward_dkdv`.
     """
     q, k, v, dout = map(addressable, (q, k, v, dout))
     delta = delta.contiguous()
     dq, rowsum = (dq_with or backward_dq)(q, k, v, delta, evict, origins, visits, out, relative_lse, dout, scale)
-    return dq, *backward_dkdv(q, k, v, delta, evict, origins, tiles, relative_lse, rowsum, dout, scale)
+    return dq, *(dkdv_with or backward_dkdv)(q, k, v, delta, evict, origins, tiles, relative_lse, rowsum, dout, scale)
 
 
 def backward_dq(

@@ -46,7 +46,9 @@ def _backward(
     """dq, dk, dv, ddelta; see launch.backward."""
     with torch.cuda.device_of(q):
         dq = hopper_backward.backward_dq if hopper.serves_dq(q.device) else launch.backward_dq
-        return launch.backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale, dq)
+        dkdv = hopper_backward.backward_dkdv if hopper.serves_dkdv(q.device) else launch.backward_dkdv
+        given = (q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale)
+        return launch.backward(*given, dq, dkdv)
 
 
 def _empty_backward(q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale):

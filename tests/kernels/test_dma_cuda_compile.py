@@ -104,3 +104,8 @@ DQ_VARIANTS = [
 @pytest.mark.parametrize(("head_dim", "dtype", "gathers", "groups"), DQ_VARIANTS)
 def test_hopper_dq_fits_the_registers(head_dim, dtype, gathers, groups):
     holds("hopper_backward_dq", hopper_backward.dq_variant(head_dim, groups).defines(head_dim, dtype, gathers))
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(64, torch.bfloat16), (128, torch.bfloat16), (128, torch.float16)])
+def test_hopper_dkdv_fits_the_registers(head_dim, dtype):
+    holds("hopper_backward_dkdv", hopper_backward.dkdv_defines(head_dim, dtype))

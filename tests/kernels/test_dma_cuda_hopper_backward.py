@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dmabench.kernels import dma_cuda, make_plan
+from dmabench.kernels import dma_cuda, dynamic_mask_attention, make_plan
 from dmabench.kernels.dma_cuda import hopper, hopper_backward, launch, ops
 from dmabench.kernels.dma_cuda.hopper_backward import DqVariant
 
@@ -18,7 +18,7 @@ BF16, FP16 = torch.bfloat16, torch.float16
 @pytest.fixture
 def on_cpu(kernels_on_cpu, monkeypatch):
     """Runs kernels on CPU tensors, with fewer blocks than there are tasks."""
-    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 2)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda _: 3)
 
 
 class Case:
@@ -26,7 +26,7 @@ class Case:
 
     def __init__(self, inputs, definition, grads, window, gathers, padding, monkeypatch, **options):
         leaves = inputs(**options, grad=True)
-        self.leaves = q, k, v, delta = [x.detach() for x in leaves]
+        self.leaves = q, k, _, delta = [x.detach() for x in leaves]
         self.key_mask = None
         if padding:
             self.key_mask = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool)
@@ -57,6 +57,18 @@ class Case:
         close(dq, self.expected["dq"], self.leaves[0].dtype, "dq")
         close(rowsum, self.rowsum.float(), torch.float32, "row sums")
 
+    def check_dkdv(self, close):
+        q, k, v, delta = self.leaves
+        ranges = dma_cuda._ranges(self.plan)
+        ends = hopper_backward.pair_ends(*ranges[:2], self.plan.query_len, q.shape[1] // k.shape[1])
+        tiles = [self.plan.order_BGT, *ranges, ends]
+        given = (q, k, v, delta, self.plan.evict_BGT, self.origins, tiles, self.relative_lse, self.rowsum.float())
+        found = hopper_backward.backward_dkdv(*given, self.dout, self.scale)
+        dead = ~self.live.any(-2)
+        for name, mine in zip(("dk", "dv", "ddelta"), found, strict=True):
+            close(mine, self.expected[name], q.dtype, name)
+            assert not mine[dead].any(), f"{name} of keys that nobody attends to"
+
 
 # Each combination of a head dimension, a variant and a way to visit keys is compiled, which takes seconds.
 TWO, ONE = DqVariant(2, 3, 2), DqVariant(1, 2, 2)
@@ -75,56 +87,103 @@ def test_dq_against_the_definition(case, on_cpu, poisoned, inputs, definition, g
     Case(inputs, definition, grads, monkeypatch=monkeypatch, **options).check_dq(variant, close)
 
 
+DKDV_CASES = {
+    "one key": dict(T=1, window=1),
+    "odd tiles": dict(T=190, window=7, H=2, G=1),
+    "groups, padding": dict(T=300, Tq=180, window=30, B=2, H=6, G=2, padding=True),
+    "wide": dict(T=300, window=64, H=2, G=1, D=128, dtype=BF16),
+    "causal": dict(T=200, window=200),
+}
+
+
+@pytest.mark.parametrize("case", DKDV_CASES)
+def test_dk_and_dv_against_the_definition(case, on_cpu, poisoned, inputs, definition, grads, close, monkeypatch):
+    options = dict(H=1, G=1, D=64, dtype=FP16, gathers=False, padding=False) | DKDV_CASES[case]
+    Case(inputs, definition, grads, monkeypatch=monkeypatch, **options).check_dkdv(close)
+
+
 def shapes(longest):
     """Lengths (also beside multiples of 64 and 128), queries, windows, heads."""
     lengths = st.one_of(st.integers(1, longest), st.sampled_from([63, 64, 65, 127, 128, 129, 191, 193]))
     return st.tuples(lengths, st.floats(0, 1), st.floats(0, 1), st.sampled_from([(1, 2), (2, 2), (1, 4)]))
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(drawn=shapes(300), padding=st.booleans())
-def test_dq_of_odd_shapes(drawn, padding, on_cpu, poisoned, inputs, definition, grads, close, monkeypatch):
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(drawn=shapes(300), padding=st.booleans(), blocks=st.sampled_from([1, 2, 7, 40]))
+def test_odd_shapes(drawn, padding, blocks, on_cpu, poisoned, inputs, definition, grads, close, monkeypatch):
+    """Also with more blocks than dk and dv have steps, so that some have none, and with one."""
     T, queries, window, (G, groups) = drawn
     Tq, w = max(1, round(queries * T)), max(1, round(window * T))
     options = dict(T=T, Tq=Tq, window=w, H=G * groups, G=G, D=64, dtype=FP16, gathers=True, padding=padding)
-    Case(inputs, definition, grads, monkeypatch=monkeypatch, **options).check_dq(TWO, close)
+    case = Case(inputs, definition, grads, monkeypatch=monkeypatch, **options)
+    monkeypatch.setattr(hopper, "multiprocessors", lambda _: blocks)
+    case.check_dq(TWO, close)
+    case.check_dkdv(close)
+
+
+@given(st.integers(1, 9), st.integers(1, 700), st.integers(1, 3), st.randoms())
+def test_pair_ends(tiles, query_len, groups, random):
+    """From the first query that either tile meets to the last; a pair that meets none has one step."""
+    blocks = -(-query_len // launch.BLOCK_Q)
+    ranges = []
+    for _ in range(2 * tiles):
+        first = random.randrange(blocks)
+        ranges.append((0, 0) if random.random() < 0.3 else (first, random.randint(first + 1, blocks)))
+    first, last = (torch.tensor(x, dtype=torch.int32).view(2, 1, tiles) for x in zip(*ranges, strict=True))
+    steps = []
+    for head in range(2):
+        for pair in range(0, tiles, 2):
+            own = [r for r in ranges[head * tiles :][pair : min(pair + 2, tiles)] if r[1]]
+            met = range(2 * min(r[0] for r in own), 2 * max(r[1] for r in own)) if own else []
+            steps.append(max(1, groups * sum(64 * block < query_len for block in met)))
+    found = hopper_backward.pair_ends(first, last, query_len, groups)
+    assert found.tolist() == torch.tensor(steps).cumsum(0).tolist() and found.dtype == torch.int64
 
 
 @pytest.mark.parametrize(("head_dim", "groups"), [(64, 1), (64, 2), (128, 1), (128, 2), (128, 3), (128, 4)])
 def test_variants_fit(head_dim, groups):
     chosen = hopper_backward.dq_variant(head_dim, groups)
     assert groups % chosen.heads == 0 and chosen.shared_bytes(head_dim) <= 227 << 10
+    assert hopper_backward.dkdv_shared_bytes(head_dim) <= 227 << 10
 
 
-def test_switches(monkeypatch):
-    """Which path takes dq, by the switch and the card."""
-    nothing, sums = torch.empty(0), torch.empty(0)
-    asked = []
+@pytest.mark.parametrize("hopper_card", [False, True])
+@pytest.mark.parametrize(("dq", "dkdv"), [(False, False), (True, False), (False, True), (True, True)])
+def test_switches(hopper_card, dq, dkdv, inputs, monkeypatch):
+    """Which path takes what, by the switches and the card; and the plan's tiles are for the path that reads them."""
+    x, asked = torch.empty(0), []
     monkeypatch.setattr(launch, "addressable", lambda x: x)
-    monkeypatch.setattr(launch, "backward_dq", lambda *_: asked.append("plain dq") or (nothing, sums))
-    monkeypatch.setattr(hopper_backward, "backward_dq", lambda *_: asked.append("dq") or (nothing, sums))
-    monkeypatch.setattr(launch, "backward_dkdv", lambda *_: asked.append("plain dkdv") or (nothing,) * 3)
-    for hopper_card in (False, True):
-        monkeypatch.setattr(hopper, "_is_hopper", lambda _, answer=hopper_card: answer)
-        for on in (False, True):
-            monkeypatch.setattr(hopper, "DQ", on)
-            ops._backward(*[nothing] * 6, [], [], *[nothing] * 3, 1.0)
-    assert asked == ["plain dq", "plain dkdv"] * 3 + ["dq", "plain dkdv"]
+    for name, module in (("plain", launch), ("hopper", hopper_backward)):
+        monkeypatch.setattr(module, "backward_dq", lambda *_, name=name: asked.append(name) or (x, x))
+        monkeypatch.setattr(module, "backward_dkdv", lambda *_, name=name: asked.append(name) or (x, x, x))
+    monkeypatch.setattr(hopper, "_is_hopper", lambda _: hopper_card)
+    monkeypatch.setattr(hopper, "DQ", dq)
+    monkeypatch.setattr(hopper, "DKDV", dkdv)
+    ops._backward(*[x] * 6, [], [], *[x] * 3, 1.0)
+    assert asked == ["hopper" if hopper_card and on else "plain" for on in (dq, dkdv)]
+    plan = make_plan(inputs(T=300)[3], 20)
+    assert dma_cuda._tiles(plan, 2)[-1].numel() == (3 if hopper_card and dkdv else 5)
 
 
 # What is put wrong, in which file, and what the emulator says; "wrong" where the result shows it.
 MUTANTS = {
-    "dp not waited for": (
-        "hopper_backward_dq.cu",
-        "compute_before(never(p));\n        wgmma_wait<0>();",
-        "wgmma_wait<1>();",
-        "wrong|cp.async",
-    ),
     "keys released early": (
         "hopper_backward_dq.cu",
         "wgmma_wait<1>();\n            settled(s);",
         "wgmma_wait<1>(); if (m == LAST_TILE) release(shared.empty_k(now.index));",
         "wrong|cp.async",
+    ),
+    "queries released early": (
+        "hopper_backward_dkdv.cu",
+        "const bool more = meets();",
+        "const bool more = meets(); release(stage);",
+        "wrong|cp.async",
+    ),
+    "a tile meets what the other meets": (
+        "hopper_backward_dkdv.cu",
+        "own.begin <= block && block < own.end",
+        "own.begin < block",
+        "wrong",
     ),
 }
 
@@ -141,7 +200,7 @@ def test_finds_what_is_wrong(mutant, emulator, on_cpu, inputs, definition, grads
     options = dict(T=400, window=200, H=2, G=1, D=64, dtype=FP16, gathers=True, padding=False)
     case = Case(inputs, definition, grads, monkeypatch=monkeypatch, **options)
     try:
-        case.check_dq(TWO, close)
+        case.check_dq(TWO, close) if "dq" in file else case.check_dkdv(close)
     except emulator.EmulatorError as error:
         said = str(error)
     except AssertionError:
@@ -149,3 +208,41 @@ def test_finds_what_is_wrong(mutant, emulator, on_cpu, inputs, definition, grads
     else:
         said = "not found"
     assert any(words in said for words in found.split("|")), said
+
+
+GPU_CASES = {
+    "gathered": dict(T=4096, window=256, H=4, G=2, D=128, dtype=BF16),
+    "one head a block": dict(T=3000, window=200, H=6, G=2, D=128, dtype=FP16),
+    "gathered, 64": dict(T=2500, window=300, H=4, G=1, D=64, dtype=FP16),
+    "in order": dict(T=2000, window=1500, H=4, G=2, D=128, dtype=FP16),
+    "few queries": dict(T=3000, Tq=700, window=200, B=2, H=4, G=2, D=64, dtype=BF16),
+    "short": dict(T=77, window=20, H=2, G=1, D=128, dtype=BF16),
+    "one query": dict(T=130, Tq=1, window=20, H=2, G=2, D=128, dtype=BF16),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dq", "dkdv"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_on_a_gpu(case, dq, dkdv, inputs, budget, monkeypatch):
+    """Switched on: within the budget of the dtype, again and again the same, and near what the plain path says."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+    options = dict(GPU_CASES[case])
+    window = options.pop("window")
+    leaves = inputs(**options, device="cuda", grad=True)
+    q, delta = leaves[0], leaves[3]
+
+    def attend():
+        plan = make_plan(delta.detach(), window, query_len=q.shape[2])
+        return dynamic_mask_attention(*leaves, window, plan=plan, backend="cuda")
+
+    plain = torch.autograd.grad(attend(), leaves, budget.dout(leaves))
+    monkeypatch.setattr(hopper, "DQ", dq)
+    monkeypatch.setattr(hopper, "DKDV", dkdv)
+    checked = budget.check(leaves, budget.by_heap(delta, window), q.shape[-1] ** -0.5, attend())
+    found = [checked.found[name] for name in ("dq", "dk", "dv", "ddelta")]
+    for _ in range(5):
+        assert all(map(torch.equal, torch.autograd.grad(attend(), leaves, budget.dout(leaves)), found))
+    for on, mine, other in zip((dq, dkdv, dkdv, dkdv), found, plain, strict=True):
+        assert on or torch.equal(mine, other), "what is switched off is the plain path's"
