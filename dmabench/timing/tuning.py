@@ -72,7 +72,8 @@ class Work:
         plan, delta_BGT = inputs.plan(delta, window), inputs.delta(delta, window)
         self._forward = dma_triton.structures(plan, delta_BGT, backward=False)
         self._backward = dma_triton.structures(plan, delta_BGT, backward=True)
-        self._delta, self._saved = delta_BGT, self._run_forward(self._backward)
+        self._delta = delta_BGT
+        self._saved = self._run_forward(self._backward)
 
     def _run_forward(self, structures: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
         x = self.inputs

@@ -3,8 +3,8 @@
 What is compiled is what the operators launch: the launches are recorded, with their arguments, block sizes and options.
 """
 
-import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dmabench.kernels import Plan, dma_triton, make_plan
-from dmabench.kernels.dma_triton import configs, ops
+from dmabench.kernels.dma_triton import ahead, configs, ops
+from dmabench.kernels.dma_triton.candidates import candidates
+from dmabench.kernels.dma_triton.tuned import KERNELS as FIELDS
 
-SHARED = {80: configs.AMPERE, 86: configs.CONSUMER, 90: configs.HOPPER, 100: configs.HOPPER, 120: configs.CONSUMER}
+SHARED = ahead.SHARED_MEMORY
 KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel")
 BF16, FP32 = torch.bfloat16, torch.float32
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
@@ -33,7 +35,7 @@ class _Recorder:
 def compile_kernel(monkeypatch):
     """compile_kernel(kernel, cc, D, dtype, gathers) -> what triton.compile returns."""
 
-    def run(kernel, cc, D, dtype=BF16, gathers=True):
+    def run(kernel, cc, D, dtype=BF16, gathers=True, signature_alone=False):
         recorder = _Recorder()
         with monkeypatch.context() as patched:
             patched.setattr(Plan, "gathers", gathers)
@@ -47,6 +49,8 @@ def compile_kernel(monkeypatch):
             out, _, relative_lse = ops.forward(q, k, v, delta, *structures, 0.1)
             ops.backward(out, q, k, v, delta, *structures, out, relative_lse, 0.1)
         ((arguments, named),) = recorder.calls
+        if signature_alone:
+            return _launched(getattr(ops, kernel), arguments, named)
         return _compile(getattr(ops, kernel), arguments, named, cc)
 
     return run
@@ -54,6 +58,12 @@ def compile_kernel(monkeypatch):
 
 def _compile(kernel, arguments, named, cc):
     """As triton's launcher would for these arguments."""
+    signature, constants, hints, options = _launched(kernel, arguments, named)
+    source = ASTSource(kernel, signature, constants, hints)
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
+
+
+def _launched(kernel, arguments, named):
     values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **named}
     options = {name: values.pop(name) for name in list(values) if name not in kernel.arg_names}
     signature, constants, hints = {}, {}, {}
@@ -70,9 +80,7 @@ def _compile(kernel, arguments, named, cc):
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         if special and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)):
             hints[(place,)] = [["tt.divisibility", 16]]
-    return triton.compile(
-        ASTSource(kernel, signature, constants, hints), target=GPUTarget("cuda", cc, 32), options=options
-    )
+    return signature, constants, hints, options
 
 
 def _cuobjdump(compiled, folder, option) -> str:
@@ -80,18 +88,6 @@ def _cuobjdump(compiled, folder, option) -> str:
     path.write_bytes(compiled.asm["cubin"])
     command = [triton.knobs.nvidia.cuobjdump.path, option, str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def _loops(sass: str) -> list[list[str]]:
-    """The instructions of each innermost loop: from a branch's target to the branch that leads back to it."""
-    instructions = {int(at, 16): text for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)}
-    back = []
-    for at, text in instructions.items():
-        target = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
-        if target and int(target[1], 16) < at:
-            back.append((int(target[1], 16), at))
-    inner = [a for a in back if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in back)]
-    return [[text for at, text in instructions.items() if start <= at <= stop] for start, stop in inner]
 
 
 @pytest.mark.parametrize(("cc", "D"), [(80, 64), (80, 128), (100, 128)])
@@ -124,10 +120,66 @@ def test_other_shapes_fit(compile_kernel, kernel, cc, D, dtype, gathers):
 def test_no_loop_spills_on_an_h100(compile_kernel, tmp_path, kernel, D, gathers):
     """Its loops feed tensor cores and go to no local memory; at 128 the forward has none at all."""
     compiled = compile_kernel(kernel, 90, D, BF16, gathers)
-    assert 0 < compiled.metadata.shared <= SHARED[90]
-    loops = [x for x in _loops(_cuobjdump(compiled, tmp_path, "-sass")) if any("GMMA" in text for text in x)]
+    loops = ahead.product_loops(_cuobjdump(compiled, tmp_path, "-sass"))
     assert len(loops) == (3 if kernel == "backward_keys_kernel" else 2)
-    for loop in loops:
-        assert not [text for text in loop if re.search(r"\b(LDL|STL)\b", text)]
+    assert all(any("GMMA" in text for text in loop) for loop in loops)
+    taken = ahead.taken(compiled)
+    assert 0 < taken.shared <= SHARED[90] and taken.spills == 0
     if kernel == "forward_kernel" and D == 128:
-        assert re.search(r"STACK:0\b", _cuobjdump(compiled, tmp_path, "-res-usage"))
+        assert taken.stack == 0
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_is_compiled_ahead_is_what_is_launched(compile_kernel, field):
+    kernel = dict(zip(FIELDS, KERNELS, strict=True))[field]
+    *launched, options = compile_kernel(kernel, 90, 128, signature_alone=True)
+    config = getattr(configs.choose(128, BF16, SHARED[90]), field)
+    assert launched == list(ahead.signature_of(field, config, 128, BF16))
+    assert options == ahead.options_of(field, config)
+
+
+# The candidates of `dmabench tune` that results/LOG.md (2026-11-30) predicts something of, at D = 128.
+PREDICTED = [("forward", 0), ("forward", 2), ("queries", 0), ("queries", 1)]
+
+
+@pytest.mark.parametrize(("field", "which"), PREDICTED)
+def test_the_candidates_with_a_prediction_neither_spill_nor_wait_for_each_product(field, which):
+    config = candidates(field, 128)[which]
+    taken = ahead.taken(ahead.compile_ahead(field, config, 128, BF16, 90))
+    assert (taken.spills, taken.serialised) == (0, False) and taken.shared <= SHARED[90]
+
+
+def test_every_candidate_is_a_configuration():
+    for D in (16, 64, 128, 256):
+        for field in FIELDS:
+            found = candidates(field, D)
+            assert len(set(found)) == len(found) > 3
+            assert all(one.heads == 1 and not one.ahead for one in found) or field != "keys"
+
+
+def test_loops_and_what_they_take_are_read_from_machine_code(monkeypatch):
+    def loop(start, *body):
+        lines = [
+            f"        /*{start + 16 * n:04x}*/                   {text} ;   /* 0x */" for n, text in enumerate(body)
+        ]
+        return "\n".join([*lines, f"        /*{start + 16 * len(body):04x}*/    @P0 BRA 0x{start:x} ;   /* 0x */"])
+
+    product = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24, gsb0"
+    code = "\n".join(
+        [
+            loop(0x100, "WARPGROUP.ARRIVE", product, product, "WARPGROUP.DEPBAR.LE gsb0, 0x0"),
+            loop(0x400, "STL [R1], R2", "LDG.E R1, [R2]"),
+        ]
+    )
+    assert [len(x) for x in ahead.product_loops(code)] == [5]
+
+    compiled = SimpleNamespace(metadata=SimpleNamespace(shared=5), asm={"cubin": b""})
+
+    def told(sass):
+        texts = {"-sass": sass, "-res-usage": "Function k: REG:40 STACK:8 SHARED:0"}
+        monkeypatch.setattr(ahead, "_disassembled", lambda option, path: texts[option])
+        return ahead.taken(compiled)
+
+    assert told(code) == ahead.Taken(40, 8, 5, 0, False)
+    waited = loop(0x100, product, "WARPGROUP.DEPBAR.LE gsb0, 0x0", product, "WARPGROUP.DEPBAR.LE gsb0, 0x0", "LDL R1")
+    assert told(waited) == ahead.Taken(40, 8, 5, 1, True)
