@@ -61,8 +61,9 @@ def report(
         typer.echo(f"No run under {root} yet: the page says how to make one.", err=True)
 
     from dmabench.report.page import write_report
+    from dmabench.store.environment import cpu_cores
 
-    written = write_report(paths, out or root / "report.html")
+    written = write_report(paths, out or root / "report.html", processes=cpu_cores())
     if as_json:
         typer.echo(json.dumps(_as_json(paths, written), indent=2))
     else:

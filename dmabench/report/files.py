@@ -104,7 +104,7 @@ class Files:
     def _write(
         self, run: str, stem: str, title: str, commands: Sequence[str], contents: dict[str, str | bytes]
     ) -> list[tuple[str, str]]:
-        folder = self._folder_of(run)
+        folder = self.folder_of(run)
         names = {form: f"{folder}/{stem}.{form}" for form in contents}
         links = [(FORMATS[form], self._store(names[form], content)) for form, content in contents.items()]
         self.written.append({"run": run, "title": title, "files": list(names.values()), "commands": list(commands)})
@@ -131,7 +131,7 @@ class Files:
             free, number = f"{stem}-{number}", number + 1
         return free
 
-    def _folder_of(self, run: str) -> str:
+    def folder_of(self, run: str) -> str:
         """A name that is safe on every file system, and no other run's."""
         if run not in self._folders:
             free = plain = re.sub(r"[^\w-]+", "-", run).strip("-") or "run"

@@ -11,16 +11,15 @@ from dmabench import __version__
 from dmabench.claims.verdicts import VERDICTS, Verdict, load_claims, reported_beside, verdicts
 from dmabench.errors import Refusal
 from dmabench.report import evals, masks
-from dmabench.report.evals import eval_group, eval_section, is_eval_run
-from dmabench.report.files import Files, stem_of
-from dmabench.report.kernel_runs import kernels_section
-from dmabench.report.masks import is_mask_run, mask_group, mask_section
-from dmabench.report.parts import about_run, table
+from dmabench.report.evals import eval_group
+from dmabench.report.files import Files
+from dmabench.report.masks import mask_group
+from dmabench.report.parts import table
 from dmabench.report.quality import quality_section
 from dmabench.report.reading import Stored, read
+from dmabench.report.sections import sections
 from dmabench.report.summary import sentences
-from dmabench.report.tasks import is_task_run, task_groups, task_section
-from dmabench.store.run_folder import read_samples
+from dmabench.report.tasks import task_groups
 from dmabench.tables.layout import WORDS
 
 Row = dict[str, Any]
@@ -29,26 +28,23 @@ CLAIM_HEADERS = ("verdict", "claim", "statement", "source", "why", "run", "devic
 ENVIRONMENT_HEADERS = ("run", "command", "device", "commit", "versions", "python", "driver", "CPU", "started", "status")
 
 
-def write_report(paths: Iterable[Path], out: Path) -> Path:
+def write_report(paths: Iterable[Path], out: Path, processes: int = 1) -> Path:
     """Writes the page for the run folders `paths` to the file `out` and returns it; its charts and tables go into files
     in a folder beside it.
 
     Every run has its own section, so nothing is averaged over machines or commits. A run that cannot be read or shown,
     and every damaged line or row, is counted and named on the page. Without a run the page says which command makes
-    one. Raises Refusal when `out` cannot be written.
+    one. With several `processes` it is made on as many cores. Raises Refusal when `out` cannot be written.
     """
     import jinja2
 
     stored, problems = read(paths)
     files = Files(out)
-    sections, shown = [], []
-    for one in stored:
-        section, problem = _section(one, files)
-        sections.append(section)
-        if problem:
-            problems.append(problem)
-        else:
-            shown.append(one)
+    made = sections(stored, files, processes)
+    shown = [one for one, of_one in zip(stored, made, strict=True) if not of_one.problem]
+    problems += [one.problem for one in made if one.problem]
+    files.written = [entry for one in made for entry in one.written]  # in the order of the runs, whoever wrote them
+    told_runs = [one.section for one in made]
     claims = load_claims()
     judged = verdicts(claims, [row for one in shown for row in one.rows])
     told = sentences(shown, judged)
@@ -63,18 +59,18 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
     claims_links = files.table("claims", "claims", "Claims", _claims_table(judged), ["dmabench list claims"])
     environment = _environment(stored)
     environment["links"] = files.table("environment", "environment", "Environment", environment, ["dmabench env"])
-    anchors = {section["name"]: f"run-{number}" for number, section in enumerate(sections, start=1)}
+    anchors = {section["name"]: f"run-{number}" for number, section in enumerate(told_runs, start=1)}
     loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = template.get_template("report.html.j2").render(
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        runs=sections,
-        kernels=[section for section in sections if "task" not in section],
+        runs=told_runs,
+        kernels=[section for section in told_runs if "task" not in section],
         tasks=[
-            *task_groups([one for one in sections if one.get("task") not in (evals.COMMAND, masks.COMMAND)]),
-            eval_group(sections),
-            mask_group(sections),
+            *task_groups([one for one in told_runs if one.get("task") not in (evals.COMMAND, masks.COMMAND)]),
+            eval_group(told_runs),
+            mask_group(told_runs),
         ],
         problems=problems,
         sentences=told,
@@ -100,36 +96,6 @@ def write_report(paths: Iterable[Path], out: Path) -> Path:
             f"cannot write the report to {out}: {error.strerror or error}. Name another file with --out FILE."
         ) from error
     return out
-
-
-def _section(stored: Stored, files: Files) -> tuple[dict[str, Any], str | None]:
-    """A run as the template shows it, its charts and tables stored as files; and why it could not be shown, if so."""
-    name, manifest, rows, damaged = stored.name, stored.manifest, stored.rows, len(stored.problems)
-    try:
-        if is_task_run(manifest):
-            section = task_section(name, manifest, rows, damaged)
-        elif is_mask_run(manifest):
-            section = mask_section(name, manifest, rows, damaged)
-        elif is_eval_run(manifest):
-            section = eval_section(name, manifest, rows, read_samples(stored.path), damaged)
-        else:
-            section = kernels_section(name, manifest, rows, damaged)
-    except Exception as error:  # rows that no command writes can break anything, and must not take the page with them
-        why = f"its rows are not what {stored.command or 'a command'} writes ({type(error).__name__}: {error})"
-        section = about_run(name, manifest, damaged)
-        section |= {"summary": [], "table": None, "losses": None, "lints": [], "charts": [], "no_charts": why}
-        return section, f"{name} is not shown: {why}"
-    commands = [f"dmabench {section['command']}"] if section["command"] else []
-    section["charts"] = [files.chart(name, one, commands) for one in section["charts"]]
-    for one in section.get("tables", ()):
-        one["links"] = files.table(name, stem_of(one["title"]), one["title"], one, commands, section["notes"])
-    for key, title in (("table", "Times"), ("losses", "Losses and break-even lengths")):
-        if section.get(key):
-            cells = {**section[key]._asdict(), "words": WORDS}
-            told = [*section[key].notes, *(section["lints"] if key == "table" else ())]
-            links = files.table(name, stem_of(title), f"{title}: {section[key].caption}", cells, commands, told)
-            section[f"{key}_links"] = links
-    return section, None
 
 
 def _environment(stored: Sequence[Stored]) -> dict[str, Any]:
