@@ -76,6 +76,8 @@ def refusal(settings: Settings) -> str | None:
         return str(error)
     if reason := next((reason for stage in plan if (reason := stage.layout.refusal())), None):
         return f"a stage of the curriculum cannot be: {reason}"
+    if settings["lr"] <= 0:
+        return f"--lr {settings['lr']:g} trains nothing: it must be above 0"
     return model_refusal(settings, settings["vocab"], settings["seqlen"])
 
 

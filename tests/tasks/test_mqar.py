@@ -4,8 +4,10 @@ from math import isclose
 
 import pytest
 
+from dmabench.tasks.curriculum import stages
 from dmabench.tasks.mqar import STOP_AT, TASK, layout_of
 from dmabench.tasks.task import Tools
+from dmabench.trials.cells import blocks_of, make_trials
 
 ROW = {"accuracy", "correct", "total", "chance", "validation_accuracy", "loss", "tokens", "train_s", "tokens_per_s"}
 ROW |= {"stopped", "parameters", "density", "sparsity_active", "infer_ms", "infer_batch", "pairs_kept", "live_in_pairs"}
@@ -56,6 +58,7 @@ def test_tiny_names_every_axis():
         ({"curriculum": "8"}, "numbers of pairs below the target"),
         ({"curriculum": "1"}, "a stage of the curriculum cannot be: a vocabulary of 64 is too small for 1 pair"),
         ({"heads": 3}, "choose other --d-model or --heads"),
+        ({"lr": 0.0}, "--lr 0 trains nothing"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(changes, words):
@@ -140,6 +143,22 @@ def test_defaults_and_presets_name_axes_only():
         for block in blocks:
             assert set(block) <= names
     assert set(TASK.presets) == {"quick", "h100", "paper"}
+
+
+def test_a_gpu_run_that_is_cut_off_has_begun_with_what_claims_need():
+    """mha and dma at every length and seed, then their rivals; and every cell has its control."""
+    trials = make_trials(TASK, blocks_of(TASK, "h100", {}, "cuda"))
+    assert [trial.refusal for trial in trials if trial.refusal] == []
+    found = [trial.settings for trial in trials]
+    first = [(one["seed"], one["seqlen"], one["attention"]) for one in found[:18]]
+    assert first == [(s, T, kind) for s in range(3) for T in (2048, 4096, 8192) for kind in ("mha", "dma")]
+    assert all((one["pairs"], one["window"], one["lr"]) in ((512, None, 2e-3), (512, 512, 2e-3)) for one in found[:18])
+    own = {axis.name for axis in TASK.axes if axis.only} | {"attention"}
+    shared = [tuple((name, value) for name, value in one.items() if name not in own) for one in found]
+    dense = {key for one, key in zip(found, shared, strict=True) if one["attention"] == "mha"}
+    assert set(shared) == dense
+    lengths = {stage.layout.seqlen for one in found[:18] for stage in stages(one["curriculum"], layout_of(one), 2000)}
+    assert len(lengths) <= 8
 
 
 def test_the_paper_preset_is_a_hundred_epochs():

@@ -159,6 +159,8 @@ def test_inference_takes_the_worst_seeds_and_equal_batches(judge, recall):
     assert judge("mqar-inference-85-percent", rows).verdict == "NOT_SEPARATED"
     other = [{**row, "infer_batch": 1} if row["attention"] == "mha" else row for row in rows]
     assert judge("mqar-inference-85-percent", other).verdict == "NO_ROWS"
+    replayed = [{**row, "infer_replayed": row["attention"] == "dma"} for row in rows]
+    assert judge("mqar-inference-85-percent", replayed).verdict == "NO_ROWS"
     short = [{**row, "seqlen": 2048} for row in rows]
     assert judge("mqar-inference-85-percent", short).verdict == "NO_ROWS"
 
