@@ -6,9 +6,18 @@ from dmabench.tables.layout import significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MOST = 12
 """Lines that are told; who listens to more has the table."""
+
+
+def points_of(line: "Line2D") -> list[tuple[float, float]]:
+    """A line's points, NaN where it has a gap."""
+    import numpy as np
+
+    xs, ys = (np.asarray(values, dtype=float) for values in (line.get_xdata(), line.get_ydata()))
+    return list(zip(xs.tolist(), ys.tolist(), strict=True))
 
 
 def ends(figure: "Figure") -> str:
@@ -20,7 +29,7 @@ def ends(figure: "Figure") -> str:
         panel = f"{axes.get_title()}: " if len(figure.axes) > 1 and axes.get_title() else ""
         for line in axes.get_lines():
             name = str(line.get_label())
-            points = [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y]
+            points = [(x, y) for x, y in points_of(line) if y == y]
             if name.startswith("_") or not points:
                 continue
             said = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmabench.charts.style import STYLE, with_dark_colours
-from dmabench.charts.words import ends
+from dmabench.charts.words import ends, points_of
 from dmabench.errors import Refusal
 from dmabench.store.run_folder import read_manifest, read_rows, read_samples
 from dmabench.store.runs import provenance
@@ -155,10 +155,10 @@ def compare(asked: Asked) -> Made:
 
     asked.only((), runs=2)
     found = [asked.read(run) for run in asked.runs]
-    sides = [
+    before, after = (
         Measured(rows, {one["cell"]: one for one in read_samples(path) if "cell" in one}) for path, _, rows in found
-    ]
-    result = compared(*sides, alike=not differences(found[0][1], found[1][1]))
+    )
+    result = compared(before, after, alike=not differences(found[0][1], found[1][1]))
     if not result.cells:
         raise Refusal(f"{asked.where}: the two runs have no cell in common.")
     told = [sentence for sentence in sums(result) if not sentence.startswith("Only in")]
@@ -171,7 +171,7 @@ KINDS: dict[str, Callable[[Asked], Made]] = {"times": times, "chart": chart, "co
 def _points(figure: "Figure", asked: Asked, stem: str) -> str:
     """Run, chart and every point of it: what decides whether a stored chart is still that of the rows."""
     lines = [
-        [[float(f"{x:.4g}"), float(f"{y:.4g}")] for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+        [[float(f"{x:.4g}"), float(f"{y:.4g}") if y == y else None] for x, y in points_of(line)]
         for line in figure.axes[0].get_lines()
     ]
     return json.dumps({"runs": [Path(run).name for run in asked.runs], "chart": stem, "points": lines})
