@@ -16,7 +16,7 @@ from dmabench.summaries.quality import headline, layer_times, panels_of, points,
 from dmabench.summaries.task_layout import length
 from dmabench.tasks import registry
 
-HEADERS = ("headline", "pass", "layer", "T", "setting", "task", "device", "time", "quality")
+HEADERS = ("headline", "task", "pass", "T", "setting", "layer", "device", "time", "quality")
 NOTHING = "No window is both timed in a layer and scored at the same length on the same device yet"
 COMMANDS = (
     "dmabench mqar --pairs 64 --seqlen 1k --window 64,128,256",
@@ -49,11 +49,27 @@ def quality_section(stored: Sequence[Stored], claims: Iterable[Claim]) -> dict[s
     missing, commands = unmatched(times, scored)
     return {
         "charts": drawn,
+        "headline": _headline(frame),
         "table": _headlines(frame, {one.name: one.commit for one in stored}),
         "missing": missing,
         "commands": commands if missing else [] if drawn else list(COMMANDS),
         "nothing": None if drawn else NOTHING,
     }
+
+
+def _headline(frame: Any) -> str | None:
+    """Of the first chart its longest panel: dense attention costs most there."""
+    panels = panels_of(frame)
+    if not panels:
+        return None
+    first = panels[0].iloc[0]
+    alike = [
+        one for one in panels if all(one[name].iloc[0] == first[name] for name in ("time_run", "quality_run", "pass"))
+    ]
+    panel = max(alike, key=lambda one: one["seqlen"].iloc[0])
+    row = panel.iloc[0]
+    where = [PASSES[row["pass"]], row["task"], f"T {length(int(row['seqlen']))}", row["setting"], row["device"]]
+    return f"{', '.join(filter(None, where))}: {headline(panel).text}"
 
 
 def _headlines(frame: Any, commits: dict[str, str]) -> dict[str, Any] | None:
@@ -62,8 +78,8 @@ def _headlines(frame: Any, commits: dict[str, str]) -> dict[str, Any] | None:
     for panel in panels_of(frame):
         found, first = headline(panel), panel.iloc[0]
         layer = f"B {first['batch']:g}, H {first['heads']:g}, G {first['kv_heads']:g}, D {first['head_dim']:g}"
-        where = [PASSES[first["pass"]], f"{layer}, {first['dtype']}", length(int(first["seqlen"]))]
-        where += [first["setting"], first["task"], first["device"]]
+        where = [first["task"], PASSES[first["pass"]], length(int(first["seqlen"])), first["setting"]]
+        where += [f"{layer}, {first['dtype']}", first["device"]]
         cells.append([found.text, *map(str, where), commits[first["time_run"]], commits[first["quality_run"]]])
         states.append("" if found.window else "none")
     title = "Speed-up over MHA's layer at the smallest window whose quality is within the margin of MHA's"

@@ -48,7 +48,7 @@ class Sentence(NamedTuple):
 def sentences(stored: Sequence[Stored], judged: Sequence[Verdict]) -> list[Sentence]:
     """Five sentences, in this order: kernels, recall, needles, language and benchmarks, claims."""
     timed = kernels(stored)
-    absent = "no run here timed DMA beside a dense backend; this does:"
+    absent = "no run here timed DMA's kernels beside a dense backend; this does:"
     return [
         Sentence("Kernels", timed) if timed else Sentence("Kernels", absent, COMMANDS["Kernels"]),
         _of_task("Recall", ("mqar",), stored, _recall, "no run here trained a model on recall; this does:"),

@@ -77,7 +77,8 @@ def qualities(task: Task, rows: Sequence[Row]) -> list[Row]:
 
     Fields: run, device, task, measure (in words), better ("higher" or "lower"), setting (what tells it from the run's
     others, in words), seqlen (that of the test), attention, name, window, quality, low and high (as in the task's
-    table; the range over seeds for perplexity), seeds, status (PASSED or UNDERTRAINED), model (its size, in words).
+    table; the range over seeds for perplexity), seeds, status (PASSED or UNDERTRAINED), model (its size, in words),
+    control (accuracy that MHA must have).
     """
     if any(row.get("variant") is not None for row in rows):
         return []  # ablations change DMA itself: they are no other attention
@@ -98,7 +99,12 @@ def qualities(task: Task, rows: Sequence[Row]) -> list[Row]:
         words = [f"{name.replace('_', ' ')} {row[name]}" for name in differing if row.get(name) is not None]
         told = {field: row.get(field) for field in ("run", "device", "seqlen", "attention", "window", "quality")}
         told |= {field: row.get(field) for field in ("low", "high", "seeds", "status", "sparsity_active")}
-        told |= {"task": task.name, "measure": f"{task.title}: {measure}", "name": name_of(row)}
+        told |= {
+            "task": task.name,
+            "measure": f"{task.title}: {measure}",
+            "name": name_of(row),
+            "control": task.control,
+        }
         told |= {"better": "lower" if measure.startswith("perplexity") else "higher", "model": _size(row)}
         found.append({**told, "setting": ", ".join(words)})
     return found
@@ -114,7 +120,8 @@ def points(times: Sequence[Row], scored: Sequence[Row], margins: Mapping[str, fl
     Returns:
         a row for each point: the columns of both (time_run, quality_run in place of run), `margin`, `bound` (the
         quality that is just within the margin of MHA's; NaN without a sound MHA), `within`. Panels without MHA, or
-        without any window beside it, are left out. Empty, with columns, where nothing matches.
+        without any window beside it, are left out. Forward passes come first, then runs in the order of `scored`.
+        Empty, with columns, where nothing matches.
     """
     import pandas
 
@@ -136,6 +143,8 @@ def points(times: Sequence[Row], scored: Sequence[Row], margins: Mapping[str, fl
         for row in found
         for delta in ([row["delta"]] if row["delta"] is not None else deltas[_without_delta(row)] or [None])
     ]
+    runs = list(dict.fromkeys(row["run"] for row in scored))
+    found.sort(key=lambda row: (PASSES.index(row["pass"]), runs.index(row["quality_run"]), row["seqlen"]))
     panels: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         panels.setdefault(tuple(row[name] for name in ONE_PANEL), []).append(row)
@@ -152,8 +161,11 @@ def headline(panel: "pandas.DataFrame") -> Headline:
     rows = [{key: None if value != value else value for key, value in row.items()} for row in panel.to_dict("records")]
     dense = next(row for row in rows if row["attention"] == CONTROL)
     mine = sorted((row for row in rows if row["attention"] == SUBJECT), key=lambda row: row["window"] or math.inf)
-    if dense["status"] != "PASSED" or dense["bound"] is None:
+    if dense["status"] != "PASSED":
         return Headline(None, None, "none: MHA itself has not learned it (UNDERTRAINED), so nothing can be as good")
+    if dense["bound"] is None:
+        why = f"MHA itself has {dense['quality']:.3g} here, below the {dense['control']:g} that it needs"
+        return Headline(None, None, f"none: {why}, so to be as good says nothing")
     if not mine:
         return Headline(None, None, f"none: no window of {SUBJECT} was both timed and scored here")
     digits = 3 if dense["better"] == "higher" else 4
@@ -200,7 +212,8 @@ def _bounded(panel: list[Row], margins: Mapping[str, float]) -> list[Row]:
     lower = dense["better"] == "lower"
     margin = LOSS_MARGIN if lower else margins.get(dense["task"], ACCURACY_MARGIN)
     bound = dense["quality"] * math.exp(margin) if lower else dense["quality"] - margin
-    if dense["status"] != "PASSED":
+    learned = dense["status"] == "PASSED" and (lower or dense["quality"] >= dense["control"])
+    if not learned:  # to be as good as what fails is no quality
         return [{**row, "margin": margin, "bound": math.nan, "within": False} for row in panel]
     return [
         {**row, "margin": margin, "bound": bound, "within": _within(row["quality"], bound, lower)}

@@ -264,7 +264,10 @@ def test_layer_time_against_quality_is_the_first_chart_with_the_commands_of_both
     make, task = trained.made_up, trained.MQAR
     rows = [make(task, "mha", 0.99), make(task, "dma", 0.985, window=512), make(task, "dma", 0.99, window=4096)]
     text, parsed = page([timed.path, task_run(task, rows)], tmp_path)
-    assert "4x at w 512, with 0.985 beside MHA's 0.99 (margin 0.01)" in parsed.text
+    assert (
+        "Headline, forward, mqar, T 2k, Made-up GPU: 4x at w 512, with 0.985 beside MHA's 0.99 (margin 0.01)"
+        in parsed.text
+    )
     assert parsed.images[0]["alt"].startswith("Chart: Layer time against quality: forward, recall")
     section = text[text.index('<section id="quality">') : text.index("<h2>Kernels on")]
     for command in ("dmabench kernels --level layer", "dmabench mqar --seeds 3"):

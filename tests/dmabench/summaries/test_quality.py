@@ -72,6 +72,20 @@ def test_an_untrained_control_gives_no_headline(row, scored):
     assert not frame["within"].any() and frame["bound"].isna().all()
 
 
+def test_a_control_that_fails_beyond_its_training_sets_no_bound(row, trained):
+    rows = [
+        trained.made_up(trained.NEEDLE, kind, share if length > 1024 else 0.99, test_len=length, run="scored")
+        | ({"window": 512} if kind == "dma" else {})
+        for kind, share in (("mha", 0.2), ("dma", 0.9))
+        for length in (1024, 2048)
+    ]
+    (panel,) = panels_of(points(layer_times(layers(row)), qualities(trained.NEEDLE, rows), {}))
+    assert (
+        headline(panel).text
+        == "none: MHA itself has 0.2 here, below the 0.9 that it needs, so to be as good says nothing"
+    )
+
+
 @pytest.mark.parametrize("fields", [{"device": "Another GPU"}, {"seqlen": 4096}])
 def test_times_and_qualities_meet_at_one_device_and_length_only(row, scored, fields):
     assert len(points(layer_times(layers(row)), scored({512: 0.98}, **fields), {})) == 0
