@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmabench.kernels import nvrtc
 from dmabench.kernels.dma_cuda import hopper, ops
-from dmabench.kernels.dma_cuda.hopper_backward import pair_ends
+from dmabench.kernels.dma_cuda.hopper_backward import PAIR
 from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE, step_ends
 from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
@@ -47,10 +47,13 @@ def _ranges(plan: Plan) -> list[Tensor]:
 
 def _tiles(plan: Plan, groups: int) -> list[Tensor]:
     """Which queries each tile of keys meets, and where their steps end."""
-    ranges = _ranges(plan)
-    count = pair_ends if hopper.serves_dkdv(plan.evict_BGT.device) else step_ends
-    ends = plan.derived((count.__name__, groups), lambda: count(ranges[0], ranges[1], plan.query_len, groups))
-    return [plan.order_BGT, *ranges, ends]
+    together = PAIR if hopper.serves_dkdv(plan.evict_BGT.device) else TILE
+    blocks = plan.tiles(BLOCK_Q, together)
+    ends = plan.derived(
+        ("cuda steps", groups, together),
+        lambda: step_ends(blocks.first_BGN, blocks.last_BGN, plan.query_len, groups),
+    )
+    return [plan.order_BGT, *_ranges(plan), ends]
 
 
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:

@@ -87,6 +87,8 @@ def backward_dq(
     return dq, rowsum
 
 
+PAIR = 2 * launch.TILE
+"""Keys of a block of hopper_backward_dkdv.cu."""
 STAGES = 4
 """Steps whose queries shared memory holds in hopper_backward_dkdv.cu; not tuned yet."""
 
@@ -103,21 +105,6 @@ def dkdv_shared_bytes(head_dim: int) -> int:
     return tiles * tile + 2 * STAGES * 8 + STAGES * (2 * launch.TILE + 1) * 4 + _WARPGROUPS * launch.TILE * 4
 
 
-def pair_ends(first: Tensor, last: Tensor, query_len: int, groups: int) -> Tensor:
-    """int64 [B * G * ceil(N / 2)]: launch.step_ends of pairs of tiles.
-
-    A pair meets the queries from the first that one of the two meets to the last. Arguments as there; of a tile that
-    meets none, both numbers are 0.
-    """
-    tiles = first.shape[-1]
-    if tiles % 2:
-        first, last = (torch.nn.functional.pad(x, (0, 1)) for x in (first, last))
-    first, last = (x.unflatten(-1, (-1, 2)) for x in (first, last))
-    first = first.masked_fill(last == 0, torch.iinfo(torch.int32).max).amin(-1)
-    last = last.amax(-1)
-    return launch.step_ends(first.minimum(last), last, query_len, groups)
-
-
 def backward_dkdv(
     q: Tensor,
     k: Tensor,
@@ -131,7 +118,7 @@ def backward_dkdv(
     dout: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as launch.backward_dkdv, but `tiles` end with `pair_ends`."""
+    """The same as launch.backward_dkdv, but `tiles` end with the `step_ends` of tiles of PAIR keys."""
     dk, dv, ddelta = k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
     order, *ranges, ends = tiles
     blocks = hopper.multiprocessors(q.device) if ends.numel() else 0
