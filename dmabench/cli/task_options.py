@@ -17,7 +17,7 @@ HARNESS: dict[str, tuple[Any, Any, str, str]] = {
     "results": (str | None, None, "--results", "Folder for runs (DMABENCH_RESULTS, else ./results)."),
     "resume": (str | None, None, "--resume", "Go on with a run: its folder, its name, or latest."),
     "shard": (str | None, None, "--shard", "This machine's part of the cells: 1/4 to 4/4, a run each."),
-    "jobs": (int, 1, "--jobs", "Cells trained at once on the device: for small models, which leave it idle."),
+    "jobs": (int, 1, "--jobs", "Cells at once on the device: one trains while others wait for the host."),
     "cell_timeout": (float, 600.0, "--cell-timeout", "Seconds that a cell may go without any progress."),
     "deterministic": (bool, False, "--deterministic", "Bit-identical on a GPU too, and slower."),
     "compile_": (bool, False, "--compile", "Train with torch.compile."),
