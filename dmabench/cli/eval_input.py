@@ -51,6 +51,7 @@ def understand(
         shot_numbers: list[int | None] = [None] if shots is None else list(parse_sweep(shots, "--shots", least=0))
         names, left_out = _tasks(tasks, suite, folder, any(shot_numbers))
         sources = [(name, _where(name, folder)) for name in names]
+        _check_ruler([name for name, where in sources if where == "made"])
         return Asked(
             _models(models, [where for _, where in sources]),
             sources,
@@ -133,6 +134,16 @@ def _check_task(name: str, known: list[str], folder: Path | None, with_shots: bo
         raise Refusal(
             f"{folder} cannot serve {name}{' with examples in the prompt' if with_shots else ''}: it has no "
             f"{_some(missing)}. `dmabench eval --data {folder}` lists what it serves"
+        )
+
+
+def _check_ruler(names: list[str]) -> None:
+    """RULER's tasks make their texts with libraries that lm-eval does not install by itself."""
+    if names and (lacks := catalogue.ruler_lacks()):
+        absent = f"{' and '.join(lacks)}, which {'is' if len(lacks) == 1 else 'are'} not installed"
+        raise Refusal(
+            f"RULER's tasks ({_some(names)}) make their texts with {absent}: pip install 'lm-eval[ruler]', or leave "
+            "these tasks out"
         )
 
 

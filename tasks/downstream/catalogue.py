@@ -69,6 +69,8 @@ RULER_ASKED = ("ruler_qa_squad", "ruler_qa_hotpot")
 RULER = RULER_MADE + RULER_FETCHED + RULER_ASKED
 """RULER's tasks: those made of words and numbers alone, those with essays in between, those with questions. The last
 two kinds fetch their texts."""
+RULER_LIBRARIES = ("nltk", "wonderwords", "scipy")
+"""What lm-eval's RULER imports beside the libraries of every task: its extra `ruler`."""
 RULER_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
 """Lengths in tokens that lm-eval's RULER has metrics for."""
 
@@ -144,6 +146,11 @@ def known() -> list[str]:
     """Names that need no look at lm-eval's whole index, in the order of lists: single tasks, groups, RULER, samples."""
     subjects = [name for name in stock_tasks() if name not in _SINGLE]
     return [*_SINGLE, *groups(), *subjects, "ruler", *RULER, "sample", *SAMPLES]
+
+
+def ruler_lacks() -> list[str]:
+    """Those of RULER_LIBRARIES that are not installed. None is imported for it."""
+    return [name for name in RULER_LIBRARIES if importlib.util.find_spec(name) is None]
 
 
 def nearest(name: str, names: list[str]) -> str:

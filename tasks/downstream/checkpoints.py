@@ -138,6 +138,7 @@ def reads(model: Any, tokenizer: Any) -> int:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
@@ -145,6 +146,8 @@ def _from_hub(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "*.bin"]))
     except Exception as error:  # its own classes, those of its HTTP library, and OSError
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, LocalEntryNotFoundError):  # its sentence is about how to turn the hub on again
+            first = "it cannot be reached, and the model was not fetched before"
         raise ValueError(
             f"there is no folder {name} here, and the hub does not give a model of that name ({first}). "
             "Name the folder of a checkpoint; `untrained:tiny` runs without one"

@@ -1,5 +1,9 @@
 """The catalogue against the installed definitions of lm-eval: what it says of splits and groups must be true."""
 
+import importlib.metadata
+import importlib.util
+import re
+
 import pytest
 import yaml
 
@@ -56,6 +60,16 @@ def test_ruler_is_the_group_of_lm_eval():
         int(one["metric"]) for one in definition(catalogue.definitions() / "ruler/niah_single_1.yaml")["metric_list"]
     }
     assert lengths == set(catalogue.RULER_LENGTHS)
+
+
+def test_ruler_libraries_are_those_that_lm_eval_names(monkeypatch):
+    """Its extra `ruler`; find_spec is asked for each, and none is imported."""
+    extra = {
+        re.match(r"[\w.-]+", line)[0] for line in importlib.metadata.requires("lm-eval") if 'extra == "ruler"' in line
+    }
+    assert extra == set(catalogue.RULER_LIBRARIES)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nltk" else object())
+    assert catalogue.ruler_lacks() == ["nltk"]
 
 
 def test_suites_name_what_is_known():

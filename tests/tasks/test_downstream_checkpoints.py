@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from dmabench.tasks.downstream import checkpoints
 from dmabench.tasks.downstream.checkpoints import check, check_name, find, load
@@ -48,14 +49,21 @@ def test_names_on_the_hub_pass():
         check_name(name)
 
 
-def test_a_name_that_the_hub_does_not_give_says_both(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("no route"), "no route"),
+        (LocalEntryNotFoundError("set HF_HUB_OFFLINE=0"), "it cannot be reached, and the model was not fetched before"),
+    ],
+)
+def test_a_name_that_the_hub_does_not_give_says_both(monkeypatch, error, told):
     import huggingface_hub
 
     def unreachable(*_, **__):
-        raise ConnectionError("no route")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(ValueError, match=r"no folder org/model here, and the hub .* \(no route\)"):
+    with pytest.raises(ValueError, match=rf"no folder org/model here, and the hub .* \({told}\)"):
         find("org/model")
 
 

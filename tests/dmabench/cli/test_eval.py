@@ -90,6 +90,19 @@ def test_bad_input_is_refused_with_a_sentence(place, tmp_path, words, told):
     assert result.stdout == "" and not list(tmp_path.glob("results/*"))
 
 
+def test_ruler_without_its_libraries_says_what_to_install(place, monkeypatch):
+    words = ["--model", "untrained:tiny", "--data", place / "data", "--dry-run"]
+    monkeypatch.setattr(catalogue, "ruler_lacks", lambda: ["nltk", "wonderwords"])
+    for asked in (["--suite", "long"], ["--tasks", "openbookqa,niah_single_1"]):
+        told = str(call(*words, *asked).exception)
+        assert "with nltk and wonderwords, which are not installed: pip install 'lm-eval[ruler]'" in told
+    assert call(*words, "--tasks", "openbookqa").exit_code == 0
+    monkeypatch.setattr(catalogue, "ruler_lacks", list)
+    result = call(*words, "--suite", "long", "--lengths", "4k,8k")
+    assert result.exit_code == 0 and "ruler_vt" in result.stdout
+    assert "left out of the suite: niah_single_2 (it fetches texts)" in result.stderr
+
+
 def test_no_network_says_what_to_do(place, tmp_path, monkeypatch):
     import datasets
 
