@@ -63,6 +63,27 @@ def _add_queries(
     return dk, dv, ddelta
 
 
+@triton.jit
+def _range(first, full_first, full_last, last, tile, tiles, BLOCK_N: tl.constexpr):
+    """The blocks of queries that a program's keys meet, [first, last), and those that need no mask,
+    [full_first, full_last); of several tiles the hull of the one and what they share of the other."""
+    if BLOCK_N <= TILE:
+        begin, end = tl.load(first + tile), tl.load(last + tile)
+        full_begin, full_end = tl.load(full_first + tile), tl.load(full_last + tile)
+    else:
+        these = tile + tl.arange(0, BLOCK_N // TILE)
+        there = these < tiles
+        lasts = tl.load(last + these, mask=there, other=0)
+        end = tl.max(lasts, 0)
+        # A tile of dead keys ends at 0 and begins nowhere. It has keys that no query attends to, so nothing is full.
+        begin = tl.min(tl.where(lasts > 0, tl.load(first + these, mask=there, other=0), end), 0)
+        full_begin = tl.max(tl.load(full_first + these, mask=there, other=0), 0)
+        full_end = tl.min(tl.load(full_last + these, mask=there, other=0), 0)
+        nothing_full = full_end <= full_begin
+        full_begin, full_end = tl.where(nothing_full, begin, full_begin), tl.where(nothing_full, begin, full_end)
+    return begin, full_begin, full_end, end
+
+
 @triton.jit(do_not_specialize=("kv_heads", "groups", "query_len"))
 def backward_keys_kernel(
     q,
@@ -116,12 +137,16 @@ def backward_keys_kernel(
     entry = tl.program_id(0) % blocks * BLOCK_N
     head = (tl.program_id(0) // blocks).to(tl.int64)
     b, g = head // kv_heads, head % kv_heads
-    tile = head * tl.cdiv(key_len, TILE) + entry // TILE
+    tiles = tl.cdiv(key_len, TILE)
+    begin, full_begin, full_end, end = _range(
+        first + head * tiles, full_first + head * tiles, full_last + head * tiles, last + head * tiles,
+        entry // TILE, tiles, BLOCK_N,
+    )  # fmt: skip
     # In query rows, of which the last block may have fewer than it stands for.
-    row_first = tl.load(first + tile) * LIST_BLOCK
-    row_last = tl.minimum(tl.load(last + tile) * LIST_BLOCK, query_len)
-    row_full_first = tl.load(full_first + tile) * LIST_BLOCK
-    row_full_last = tl.minimum(tl.load(full_last + tile) * LIST_BLOCK, query_len)
+    row_first = begin * LIST_BLOCK
+    row_last = tl.minimum(end * LIST_BLOCK, query_len)
+    row_full_first = full_begin * LIST_BLOCK
+    row_full_last = tl.minimum(full_end * LIST_BLOCK, query_len)
 
     entries = entry + tl.arange(0, BLOCK_N)
     listed = entries < key_len

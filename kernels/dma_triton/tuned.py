@@ -22,8 +22,8 @@ _SOURCES = ("tiles.py", "forward.py", "backward_queries.py", "backward_keys.py")
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is compiled. `block_m` divides 128, `block_n` divides 64; `heads` and `ahead` are of the kernels
-    that read keys for a block of queries, the forward and the gradient of the queries.
+    """How one kernel is compiled. `block_m` divides 128, `block_n` divides 64, or 128 for the gradients of the keys;
+    `heads` and `ahead` are of the other two, which read keys for a block of queries.
 
     Raises:
         ValueError: sizes that no kernel takes.
@@ -43,13 +43,21 @@ class Config:
     def __post_init__(self) -> None:
         sizes = (self.block_m, self.block_n, self.warps, self.stages, self.heads)
         whole = all(type(size) is int and size > 0 for size in sizes) and type(self.ahead) is bool
-        if not whole or 128 % self.block_m or 64 % self.block_n or self.warps & (self.warps - 1) or self.warps > 32:
+        if not whole or 128 % self.block_m or 128 % self.block_n or self.warps & (self.warps - 1) or self.warps > 32:
             raise ValueError(f"{self} is no configuration of these kernels")
 
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch. Triton 3.10 will not fuse multiply and add unless it is asked to."""
         blocks = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
         return blocks | {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
+
+def require_fit(kernel: str, config: Config) -> None:
+    """ValueError where the kernel (one of KERNELS) does not take the configuration."""
+    if kernel not in KERNELS:
+        raise ValueError(f"{kernel} is none of {', '.join(KERNELS)}")
+    if (config.heads > 1 or config.ahead) if kernel == "keys" else 64 % config.block_n:
+        raise ValueError(f"{config} is no configuration of the kernel {kernel!r}")
 
 
 class Key(NamedTuple):
@@ -86,12 +94,14 @@ def read(key: Key) -> dict[str, Config]:
     A file that cannot be read is left out with a warning: a call works without it.
     """
     try:
-        entries = _entries()
-        return {
+        found = {
             entry["kernel"]: Config(**{field.name: entry[field.name] for field in fields(Config)})
-            for entry in entries
+            for entry in _entries()
             if all(entry[name] == value for name, value in key._asdict().items()) and entry["kernel"] in KERNELS
         }
+        for kernel, config in found.items():
+            require_fit(kernel, config)
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
             f"tuned configurations are left out, since {path().name} cannot be read ({type(error).__name__}: {error}); "
@@ -111,9 +121,8 @@ def store(key: Key, winners: dict[str, Config], about: dict[str, Any]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    unknown = set(winners) - set(KERNELS)
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))} is none of {', '.join(KERNELS)}")
+    for kernel, config in winners.items():
+        require_fit(kernel, config)
     try:
         entries = _entries()
     except ValueError:  # damaged: what it held is lost already

@@ -115,10 +115,11 @@ def test_forward_and_gradients(call, check, inputs, case, gathers):
     assert torch.equal(out, both["out"]) and torch.equal(lse, both["lse"])
 
 
-# Candidates of `dmabench tune` that the table has none of: several heads a program, positions of keys read ahead.
+# Candidates of `dmabench tune` that the table has none of: several heads a program, positions of keys read ahead, two
+# tiles of keys a program.
 BLOCKS = [
     ((128, 32, 4, 3, 2, True), (64, 32, 4, 3, 2, True), (64, 32, 4, 2)),
-    ((64, 64, 4, 2, 4, False), (32, 64, 4, 3, 1, True), (128, 64, 8, 2)),
+    ((64, 64, 4, 2, 4, False), (32, 64, 4, 3, 1, True), (64, 128, 8, 2)),
 ]
 
 
@@ -127,6 +128,15 @@ BLOCKS = [
 def test_every_kind_of_configuration(call, check, inputs, blocks, gathers):
     dtype = FP32 if isinstance(call, _Child) else BF16
     check(inputs(1, 8, 2, 37, 130, 16, dtype), 40, gathers=gathers, blocks=blocks)
+
+
+@BOTH_WAYS
+def test_two_tiles_of_keys_a_program(call, check, inputs, gathers):
+    """Five tiles, of which some are live throughout a block of queries, and some beside tiles that are not."""
+    blocks = ((128, 64, 4, 2), (128, 64, 4, 2), (128, 128, 8, 2))
+    check(
+        inputs(1, 1, 1, 300, 300, 16, FP32 if isinstance(call, _Child) else BF16), 150, gathers=gathers, blocks=blocks
+    )
 
 
 @BOTH_WAYS

@@ -139,7 +139,7 @@ def test_what_is_compiled_ahead_is_what_is_launched(compile_kernel, field):
 
 
 # The candidates of `dmabench tune` that results/LOG.md (2026-11-30) predicts something of, at D = 128.
-PREDICTED = [("forward", 0), ("forward", 2), ("queries", 0), ("queries", 1)]
+PREDICTED = [("forward", 0), ("forward", 2), ("queries", 0), ("queries", 1), ("keys", 0)]
 
 
 @pytest.mark.parametrize(("field", "which"), PREDICTED)

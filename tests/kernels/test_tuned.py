@@ -53,8 +53,14 @@ def test_later_winners_replace_those_of_the_same_kernel_and_key():
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "{}", "[1]", json.dumps([{**KEY._asdict(), "kernel": "forward", **asdict(ONE), "block_m": 100}])],
-    ids=["half", "no list", "no entries", "no configuration"],
+    [
+        "{",
+        "{}",
+        "[1]",
+        json.dumps([{**KEY._asdict(), "kernel": "forward", **asdict(ONE), "block_m": 100}]),
+        json.dumps([{**KEY._asdict(), "kernel": "forward", **asdict(TWO), "block_n": 128}]),
+    ],
+    ids=["half", "no list", "no entries", "no configuration", "not of this kernel"],
 )
 def test_a_damaged_cache_is_left_out_with_a_warning_and_can_be_written_again(content):
     tuned.path().write_text(content)
@@ -91,6 +97,15 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_sizes_that_no_kernel_takes_are_refused(sizes):
     with pytest.raises(ValueError, match="no configuration"):
         Config(*sizes)
+
+
+def test_what_one_kernel_takes_another_may_not():
+    wide = Config(32, 128, 8, 2)
+    tuned.store(KEY, {"keys": wide}, {})
+    assert tuned.read(KEY) == {"keys": wide}
+    for kernel, config in (("forward", wide), ("queries", wide), ("keys", ONE)):
+        with pytest.raises(ValueError, match="no configuration of the kernel"):
+            tuned.store(KEY, {kernel: config}, {})
 
 
 def test_calls_take_the_users_winners_then_the_committed_ones_then_the_table(a_card, monkeypatch):
