@@ -7,8 +7,8 @@ Weights, gradients and AdamW are float32; the forward runs under bf16 autocast o
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from dmabench.tasks.recipe import Recipe, make_optimizer
 from dmabench.tasks.replay import Replay
 from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Examples, Progress, Tools
+from dmabench.tasks.trained import Past, Trained
 
 __all__ = ["Recipe", "Trained", "train"]
 
@@ -35,63 +36,6 @@ LAST = 20
 """Steps that the final loss is a mean of."""
 
 Validate = Callable[[Any], Score]
-
-
-@dataclass
-class Trained:
-    """What came of a training."""
-
-    model: Any
-    """The model that was given, trained in place (with `shard` and several processes: a whole copy)."""
-    steps: int
-    tokens: int
-    loss: float
-    """Mean of the last steps, at most 20."""
-    seconds: float
-    """Of training over all runs that it took; validation and checkpoints are left out."""
-    tokens_per_s: float
-    """Without the first step of each run, in which kernels are compiled."""
-    validation: Score | None
-    """The last."""
-    stopped: Literal["finished", "early"]
-    curve: list[float]
-    """Loss of each step: mean over its labels."""
-    validations: list[tuple[int, float]]
-    """Steps done and accuracy."""
-    replayed: int = 0
-    """Steps of this run that were replayed from CUDA graphs."""
-    not_replayed: str | None = None
-    """Why they could not be, where they should have been."""
-
-    def facts(self) -> dict[str, Any]:
-        """What a row says of its training. `steps` is a setting, the most there may be; these are `steps_done`."""
-        return {
-            "validation_accuracy": self.validation.accuracy if self.validation else None,
-            "loss": self.loss,
-            "steps_done": self.steps,
-            "tokens": self.tokens,
-            "train_s": self.seconds,
-            "tokens_per_s": self.tokens_per_s,
-            "stopped": self.stopped,
-            "steps_replayed": self.replayed,
-            "not_replayed": self.not_replayed,
-        }
-
-
-@dataclass
-class Past:
-    """What has happened so far; a checkpoint holds it."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    paced_tokens: int = 0
-    paced_seconds: float = 0.0
-    """Without the first step of each run."""
-    curve: list[float] = field(default_factory=list)
-    validation: dict[str, Any] | None = None
-    validations: list[tuple[int, float]] = field(default_factory=list)
-    early: bool = False
 
 
 def train(
