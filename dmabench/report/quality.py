@@ -6,6 +6,7 @@ from typing import Any
 
 from dmabench.charts import quality as charts
 from dmabench.charts.data import rows_behind
+from dmabench.charts.words import ends
 from dmabench.claims.verdicts import Claim
 from dmabench.report.kernel_runs import PASSES
 from dmabench.report.parts import chart, table
@@ -44,7 +45,7 @@ def quality_section(stored: Sequence[Stored], claims: Iterable[Claim]) -> dict[s
         runs = dict.fromkeys([*behind["time_run"], *behind["quality_run"]]) if behind is not None else {}
         words = "; ".join(text.get_text() for text in figure.texts[:2])
         names = ", ".join(dict.fromkeys(behind["name"])) if behind is not None else ""
-        one = chart(stem, figure, f"Chart: {words}. Points: {names}.")
+        one = chart(stem, figure, f"Chart: {words}. Points: {names}. {ends(figure)}".strip())
         drawn.append(one | {"commands": [f"dmabench {shlex.join(argv[run])}" for run in runs if argv.get(run)]})
     missing, commands = unmatched(times, scored)
     return {
