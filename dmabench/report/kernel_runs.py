@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from dmabench.charts import costs
 from dmabench.charts import kernels as charts
 from dmabench.charts.words import ends
 from dmabench.report.parts import about_run, chart
@@ -101,6 +102,11 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
         ]
         stops = f" Stopped: {'; '.join(ended)}." if ended else ""
         drawn.append(chart(stem, figure, f"Chart over sequence length: {title}. {ends(figure)}{stops}"))
+    for stem, figure in costs.draw(rows, about).items():
+        title = "; ".join(text.get_text() for text in figure.texts[:2])
+        panels = ", ".join(axes.get_title() for axes in figure.axes)
+        names = ", ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
+        drawn.append(chart(stem, figure, f"Chart: {title}. Panels: {panels}. In it: {names}."))
     return drawn
 
 

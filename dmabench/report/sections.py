@@ -32,8 +32,8 @@ def sections(stored: Sequence[Stored], files: Files, processes: int) -> list[Mad
     """Of each run, in order.
 
     Args:
-        processes: how many may work at once. Runs of kernels are drawn in new ones, while this one draws those of
-            tasks, whose modules take seconds to import.
+        processes: how many new ones may draw runs of kernels, while this one draws those of tasks, whose modules take
+            seconds to import. 1: none.
 
     Raises:
         Refusal: files cannot be written.
@@ -41,12 +41,11 @@ def sections(stored: Sequence[Stored], files: Files, processes: int) -> list[Mad
     for one in stored:
         files.folder_of(one.name)  # here, so that no two processes choose the same
     drawn = [one for one in stored if not is_task_run(one.manifest)]
-    workers = processes - (len(drawn) < len(stored))
     if processes < 2 or len(drawn) < FEWEST:
         return [section(one, files) for one in stored]
     by_name: dict[str, Made] = {}
     try:
-        with ProcessPoolExecutor(min(workers, len(drawn)), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(processes, len(drawn)), multiprocessing.get_context("spawn")) as pool:
             waiting = {one.name: pool.submit(section, one, files) for one in drawn}
             by_name = {one.name: section(one, files) for one in stored if one.name not in waiting}
             by_name |= {name: future.result() for name, future in waiting.items()}

@@ -101,8 +101,8 @@ def test_every_chart_and_table_of_a_page_has_its_files_in_the_index(stored, tmp_
         ("environment", "environment.csv"),
     } <= stems
     assert all((tmp_path / "r-files" / name).stat().st_size for one in listed for name in one["files"])
-    assert page.count("<figcaption") == 2 and f"latency-{panel}.png" in page
-    assert page.count("<code>dmabench kernels --seqlen 8k,32k,128k</code>") == 3  # the run's heading, and each chart
+    assert page.count("<figcaption") == 3 and f"latency-{panel}.png" in page
+    assert page.count("<code>dmabench kernels --seqlen 8k,32k,128k</code>") == 4  # the run's heading, and each chart
     rows = list(csv.DictReader((tmp_path / "r-files" / run / f"latency-{panel}.csv").open()))
     assert {row["id"] for row in rows} >= {"dma/flex", "dense/sdpa-cudnn"} and rows[0]["total_ms"]
     index = (tmp_path / "r-files" / "index.md").read_text()

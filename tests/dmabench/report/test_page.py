@@ -62,7 +62,7 @@ def test_a_run_has_its_table_charts_doubts_and_claims(stored, tmp_path):
     assert "dma/flex is 32.0 times as fast as dense/sdpa-cudnn" in parsed.text
     assert "16 cells: 13 PASSED, 2 OUT_OF_MEMORY, 1 UNSUPPORTED." in parsed.text
     assert "the CUDA kernels are not built yet" in parsed.text and "0123456" in parsed.text
-    assert len(parsed.images) == 2 and parsed.loose_tables == 0
+    assert len(parsed.images) == 3 and parsed.loose_tables == 0
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in parsed.images)
     assert all("dma/flex" in image["alt"] and "forward" in image["alt"] for image in parsed.images)
     assert "kernel-cuda-10x-most-dense" in parsed.text and "NOT_TESTABLE" in parsed.text
