@@ -8,18 +8,18 @@
 
 using uint64_t = unsigned long long;
 
-// Operands of the accumulators of a thread, and how they are counted: 32 of them for N = 64, 48 for 96, 64 for 128.
+// Operands of the accumulators of a thread, and how they are counted: 32 of them for N = 64, 64 for 128.
 // As products write them anew ("=f") or add to them ("+f").
 #define F4(how, d, i) how(d[i]), how(d[i + 1]), how(d[i + 2]), how(d[i + 3])
 #define F16(how, d, i) F4(how, d, i), F4(how, d, i + 4), F4(how, d, i + 8), F4(how, d, i + 12)
 #define OPERANDS_32(how, d) F16(how, d, 0), F16(how, d, 16)
-#define OPERANDS_48(how, d) OPERANDS_32(how, d), F16(how, d, 32)
-#define OPERANDS_64(how, d) OPERANDS_48(how, d), F16(how, d, 48)
+#define OPERANDS_64(how, d) OPERANDS_32(how, d), F16(how, d, 32), F16(how, d, 48)
 #define NAMES_32                                                                                                     \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
     "%30,%31"
-#define NAMES_48 NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define NAMES_64 NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define NAMES_64                                                                                                      \
+    NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,"  \
+             "%57,%58,%59,%60,%61,%62,%63"
 
 #if BF16
 #define WGMMA(n) "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 "
@@ -42,7 +42,6 @@ using uint64_t = unsigned long long;
                      : "memory");                                                                                 \
     }
 WGMMA_SHARED(64, 32, 32, 33)
-WGMMA_SHARED(96, 48, 48, 49)
 WGMMA_SHARED(128, 64, 64, 65)
 #undef WGMMA_SHARED
 
@@ -120,25 +119,9 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
         : "memory");
 }
 
-__device__ __forceinline__ bool barrier_ready(uint64_t* barrier, uint32_t parity) {
-    int ready;
-    asm volatile(
-        "{.reg .pred done;\n"
-        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-        "selp.s32 %0, 1, 0, done;}"
-        : "=r"(ready)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-    return ready;
-}
-
-// Barrier 1..15 of the block, of `threads` threads in all: those that wait and those that only arrive.
+// Barrier 1..15 of the block, at which `threads` threads wait for one another.
 __device__ __forceinline__ void named_barrier_wait(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void named_barrier_arrive(int barrier, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // From here on the threads of this warpgroup have so many registers.

@@ -29,17 +29,11 @@ class Variant:
     """How hopper_forward.cu is compiled and launched."""
 
     keys: int
-    """Keys of a step: 64, 96 or 128."""
+    """Keys of a step: 64 or 128."""
     heads: int
     """Query heads of a block, which share what it gathers: 1 or 2."""
     stages: int
     """Steps whose keys shared memory holds."""
-    pingpong: bool = False
-    """The two computing warpgroups start products by turns."""
-    copier_fences: bool = True
-    """The copying warps wait for their copies and make them visible; if not, the computing ones make them visible."""
-    persistent: bool = True
-    """One block a multiprocessor, which takes one task after another; if not, one block a task."""
 
     def defines(self, head_dim: int, dtype: torch.dtype, gathers: bool) -> dict[str, int]:
         return launch.defines(head_dim, dtype, gathers) | {
@@ -47,8 +41,6 @@ class Variant:
             "HEADS": self.heads,
             "K_STAGES": self.stages,
             "V_STAGES": self.stages,
-            "PINGPONG": int(self.pingpong),
-            "COPIER_FENCES": int(self.copier_fences),
         }
 
     def shared_bytes(self, head_dim: int) -> int:
@@ -61,7 +53,7 @@ class Variant:
 def variant(head_dim: int, groups: int) -> Variant:
     """The variant for `groups` query heads a key/value head: the fastest of those timed on an H100 with torch 2.11 at a
     head dimension of 128, 64 and 128 being right for both (results/LOG.md, 2026-11-25)."""
-    return Variant(64, 2, 4) if groups % 2 == 0 else Variant(128, 1, 3 if head_dim == 64 else 2, copier_fences=False)
+    return Variant(64, 2, 4) if groups % 2 == 0 else Variant(128, 1, 3 if head_dim == 64 else 2)
 
 
 def serves_dq(device: torch.device) -> bool:
@@ -128,7 +120,7 @@ def forward(
     )
     strides = [integer for x in (q, k, v) for integer in launch.strides_of(x)]
     sizes = (*launch.sizes_of(q, k), numpy.int32(visits[0].shape[-1]), numpy.int32(rows))
-    blocks = min(tasks, multiprocessors(q.device)) if chosen.persistent else tasks
+    blocks = min(tasks, multiprocessors(q.device))
     shared = chosen.shared_bytes(q.shape[3])
     kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
     return out, lse, relative_lse

@@ -37,7 +37,6 @@ class DqVariant:
             "HEADS": self.heads,
             "K_STAGES": self.k_stages,
             "V_STAGES": self.v_stages,
-            "COPIER_FENCES": 0,
         }
 
     def shared_bytes(self, head_dim: int) -> int:

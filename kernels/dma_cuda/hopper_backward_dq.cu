@@ -4,7 +4,7 @@
 // Of a tile, s = q k^T is started before the product ds k of the tile before it, beside which s becomes p; dp = dout v^T
 // after it, in whose registers ds was (all three at once are more than there are). The other warpgroup fills the gaps.
 //
-// Defined from outside: see hopper_block.cuh and hopper_copy.cuh.
+// Defined from outside: see hopper_block.cuh.
 constexpr int QUERY_TENSORS = 2;
 
 #include "hopper_consumer.cuh"

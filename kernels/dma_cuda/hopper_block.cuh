@@ -1,7 +1,7 @@
 // What the warps that copy and those that compute share: blocks of queries, steps over their keys, and the shared memory
 // through which keys come, K_STAGES and V_STAGES steps at a time.
 //
-// Defined from outside, besides what tiles.cuh asks for: KEYS_OF_STEP (64, 96 or 128), HEADS (query heads a block computes
+// Defined from outside, besides what tiles.cuh asks for: KEYS_OF_STEP (64 or 128), HEADS (query heads a block computes
 // at once, of those that share keys: 1 or 2), K_STAGES, V_STAGES; and before this is included QUERY_TENSORS, how many
 // there are that have a row for each query (1: q; 2: q and dout).
 #pragma once
@@ -49,13 +49,13 @@ struct Shared {
     __device__ __forceinline__ float* rowsum(int consumer) const { return lse(CONSUMERS + consumer); }
 
     __device__ __forceinline__ void init_barriers() const {
-        // Each warp that copies; without COPIER_FENCES also each of its threads, when its copies are complete.
+        // Each thread that copies, when its copies are complete; of K also each warp, which has written what is known of keys.
         for (int stage = 0; stage < K_STAGES; ++stage) {
-            barrier_init(full_k(stage), GROUP / 32 + (COPIER_FENCES ? 0 : GROUP));
+            barrier_init(full_k(stage), GROUP + GROUP / 32);
             barrier_init(empty_k(stage), CONSUMERS * GROUP / 32);
         }
         for (int stage = 0; stage < V_STAGES; ++stage) {
-            barrier_init(full_v(stage), COPIER_FENCES ? GROUP / 32 : GROUP);
+            barrier_init(full_v(stage), GROUP);
             barrier_init(empty_v(stage), CONSUMERS * GROUP / 32);
         }
     }

@@ -60,11 +60,11 @@ struct Consumer {
     }
     __device__ __forceinline__ void wait_k() const {
         barrier_wait(shared.full_k(k_ring.index), k_ring.parity);
-        if (!COPIER_FENCES) fence_for_wgmma();
+        fence_for_wgmma();
     }
     __device__ __forceinline__ void wait_v(const VRing& at) const {
         barrier_wait(shared.full_v(at.index), at.parity);
-        if (!COPIER_FENCES) fence_for_wgmma();
+        fence_for_wgmma();
     }
     __device__ __forceinline__ void next_step() {
         k_ring = k_ring.next();

@@ -1,8 +1,6 @@
 // The warpgroup that copies: it follows the steps of each task, gathers rows of K and V into shared memory, and tells the
-// warpgroups that compute.
-//
-// Defined from outside besides: COPIER_FENCES. wgmma sees what cp.async has written only after a fence: 1: the copying
-// threads wait for their copies and fence; 0: copies arrive at the barriers by themselves, and the computing threads fence.
+// warpgroups that compute. wgmma sees what cp.async has written only after a fence: copies arrive at the barriers by
+// themselves, and the computing threads fence.
 #pragma once
 #include "hopper_block.cuh"
 
@@ -39,49 +37,12 @@ struct Sources {
     Plan plan;
 };
 
-// Tiles that a warp has started to copy, K and V by turns, and has not told of yet. It waits until they are complete,
-// makes them visible to wgmma, and only then arrives at their barrier; up to LAG tiles later, unless it must wait anyway.
-struct Signals {
-    static constexpr int LAG = 3;
-    Shared shared;
-    KRing k;
-    VRing v;
-    bool is_v = false;
-    int pending = 0;
-
-    __device__ __forceinline__ void tell() {
-        fence_for_wgmma();
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(is_v ? shared.full_v(v.index) : shared.full_k(k.index));
-        if (is_v) v = v.next();
-        else k = k.next();
-        is_v = !is_v;
-        --pending;
-    }
-    __device__ __forceinline__ void all() {
-        cp_async_wait<0>();
-        while (pending > 0) tell();
-    }
-    __device__ __forceinline__ void started() {
-        cp_async_commit();
-        if (++pending > LAG) {
-            cp_async_wait<LAG>();
-            tell();
-        }
-    }
-    __device__ __forceinline__ void wait_for(uint64_t* barrier, uint32_t parity) {
-        if (COPIER_FENCES && pending > 0 && !__all_sync(0xffffffff, barrier_ready(barrier, parity))) all();
-        barrier_wait(barrier, parity);
-    }
-};
-
 // The copying warpgroup: threads 0..127 of the block.
 __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& tasks, const Sources& sources) {
     const int lane = threadIdx.x % 32, entry = threadIdx.x / 32 * SHARE + lane;
     KRing k_ring;
     VRing v_ring;
     int slot = 0;
-    Signals done{shared};
     for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
         const Task task(tasks, number);
         const long long bg = task.key_head(tasks.sizes);
@@ -101,26 +62,21 @@ __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& task
             Key coming;
             coming.position = more && lane < SHARE ? walk.position(next, entry) : -1;
 
-            done.wait_for(shared.empty_k(k_ring.index), k_ring.parity ^ 1);
+            barrier_wait(shared.empty_k(k_ring.index), k_ring.parity ^ 1);
             if (lane < SHARE) {
                 shared.bias(slot)[entry] = (key.delta - origin) * LOG2E;
                 shared.life(slot)[entry] = make_int2(key.position, key.evict);
             }
             if (threadIdx.x == 0) *shared.about(slot) = (step >= walk.steps || walk.needs_mask(step) ? 1 : 0) + (more ? 2 : 0);
             copy_keys(shared.k(k_ring.index), k, key.position);
-            if (COPIER_FENCES) {
-                done.started();
-            } else {
-                barrier_arrive_after_copies(shared.full_k(k_ring.index));
-                __syncwarp();
-                if (lane == 0) barrier_arrive(shared.full_k(k_ring.index));
-            }
+            barrier_arrive_after_copies(shared.full_k(k_ring.index));
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared.full_k(k_ring.index));
 
             coming.read(delta, evict);
-            done.wait_for(shared.empty_v(v_ring.index), v_ring.parity ^ 1);
+            barrier_wait(shared.empty_v(v_ring.index), v_ring.parity ^ 1);
             copy_keys(shared.v(v_ring.index), v, key.position);
-            if (COPIER_FENCES) done.started();
-            else barrier_arrive_after_copies(shared.full_v(v_ring.index));
+            barrier_arrive_after_copies(shared.full_v(v_ring.index));
             k_ring = k_ring.next();
             v_ring = v_ring.next();
             slot = slot + 1 == SLOTS ? 0 : slot + 1;
@@ -129,5 +85,5 @@ __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& task
         }
     }
     cp_async_commit();
-    done.all();
+    cp_async_wait<0>();
 }

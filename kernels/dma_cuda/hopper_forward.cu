@@ -2,7 +2,7 @@
 // Products are wgmma's; while those of one tile of queries run, the softmax of another is computed, as FlashAttention-3
 // does it (arXiv 2407.08608). With HEADS 2 the two warpgroups are two heads that share keys: what is gathered serves both.
 //
-// Defined from outside: see hopper_block.cuh and hopper_copy.cuh; PINGPONG 1: the warpgroups start their products by turns.
+// Defined from outside: see hopper_block.cuh.
 constexpr int QUERY_TENSORS = 1;
 
 #include "hopper_consumer.cuh"
@@ -21,13 +21,6 @@ struct Forward : Consumer {
         wait_for_one_another();
         copy_queries(from, number + gridDim.x);
     }
-    __device__ __forceinline__ void my_turn() const {
-        if (PINGPONG) named_barrier_wait(1 + CONSUMERS + which, CONSUMERS * GROUP);
-    }
-    __device__ __forceinline__ void your_turn() const {
-        if (PINGPONG) named_barrier_arrive(1 + CONSUMERS + 1 - which, CONSUMERS * GROUP);
-    }
-
     // Tile by tile, step by step: start the next scores and this tile's product with V, which is computed beside the
     // softmax of those.
     __device__ __forceinline__ void attend(float (&out)[M][D / 2], RowState (&rows)[M], const Queries& from, int number, int query) {
@@ -59,7 +52,6 @@ struct Forward : Consumer {
             if (m == LAST_TILE) next_step();
             if (m == LAST_TILE && !LAST) wait_k();
             if (m == 0) wait_v(now);
-            my_turn();
             wgmma_fence();
             if (m < LAST_TILE || !LAST) {
                 scores(s, q_tile(other), k());
@@ -67,7 +59,6 @@ struct Forward : Consumer {
             }
             add_products(out[m], p, v(now));
             wgmma_commit();
-            your_turn();
             if (m == LAST_TILE && LAST) break;
             wgmma_wait<1>();
             settled(s);
@@ -94,7 +85,6 @@ struct Forward : Consumer {
     }
 
     __device__ __forceinline__ void compute_all(const Queries& from, const float* origins, const Targets& to) {
-        if (PINGPONG && which == 1) your_turn();
         copy_queries(from, blockIdx.x);
         for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
             wait_for_queries();

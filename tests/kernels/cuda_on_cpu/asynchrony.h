@@ -124,14 +124,12 @@ inline void barrier_arrive_after_copies(uint64_t* barrier) {
 inline void barrier_wait(uint64_t* barrier, uint32_t parity, WHERE) {
     cuda_on_cpu::wait_until("mbarrier.try_wait", cuda_on_cpu::phase_is_complete, barrier, parity, file, line);
 }
-inline bool barrier_ready(uint64_t* barrier, uint32_t parity) { return cuda_on_cpu::barrier_at(barrier).parity != parity; }
 
 inline void named_barrier_wait(int barrier, int threads, WHERE) {
     const uint64_t generation = cuda_on_cpu::named_barriers[barrier & 15].generation;
     cuda_on_cpu::NamedBarrier& one = cuda_on_cpu::arrive_at_named(barrier, threads);
     cuda_on_cpu::wait_until("bar.sync", cuda_on_cpu::generation_is_over, &one, generation, file, line);
 }
-inline void named_barrier_arrive(int barrier, int threads) { cuda_on_cpu::arrive_at_named(barrier, threads); }
 
 // All copies that are made are now visible to products that this thread starts; its own, to those of every thread.
 inline void fence_for_wgmma() {
