@@ -11,7 +11,8 @@ from dmabench.store import runs
 
 HELP = """Write one static HTML page: tables, charts, doubts and claims of stored runs.
 
-The page needs no network and no scripts. Its path goes to standard output.
+The page needs no network and no scripts. Its path goes to standard output. Each chart and table is a file too, in a
+folder beside it: PNG, SVG, CSV (the rows behind it), Markdown.
 
 [bold]Examples[/bold]
 
