@@ -145,7 +145,7 @@ def _roof(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int]) -> No
         axes.plot(line.index, line.values, label=row["id"], **look_of(row["id"], 0, places))
     roof = panel["roof_tflops"].max()
     axes.axhline(roof, color="#8c8c8c", linewidth=1.1, linestyle=(0, (3, 2)), zorder=2)
-    words = {"fontsize": 6, "color": "#757575", "ha": "right", "va": "bottom"}
+    words: dict[str, Any] = {"fontsize": 6, "color": "#757575", "ha": "right", "va": "bottom"}
     axes.text(0.98, roof, "measured roof", transform=axes.get_yaxis_transform(), **words)
     axes.set_ylim(0, 1.12 * roof)
     _over_length(axes, panel)

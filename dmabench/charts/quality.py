@@ -91,8 +91,10 @@ def _panel(axes: "Axes", panel: "pandas.DataFrame") -> None:
         axes.vlines(known["ms"], known["low"], known["high"], color=style["color"], linewidth=1, zorder=3)
         for time, quality, window in zip(mine["ms"], mine["quality"], mine["window"], strict=True):
             if window == window:
-                place = {"xytext": (0, -9), "textcoords": "offset points", "fontsize": 5.5, "ha": "center"}
-                axes.annotate(length(int(window)), (time, quality), color=style["color"], **place)
+                axes.annotate(
+                    length(int(window)), (time, quality), (0, -9), textcoords="offset points", fontsize=5.5,
+                    ha="center", color=style["color"],
+                )  # fmt: skip
     if panel["better"].iloc[0] == "higher":
         axes.set_ylim(-0.03, 1.05)
     else:

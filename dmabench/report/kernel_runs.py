@@ -104,9 +104,9 @@ def _charts(rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
         drawn.append(chart(stem, figure, f"Chart over sequence length: {title}. {ends(figure)}{stops}"))
     for stem, figure in costs.draw(rows, about).items():
         title = "; ".join(text.get_text() for text in figure.texts[:2])
-        panels = ", ".join(axes.get_title() for axes in figure.axes)
+        parts = ", ".join(axes.get_title() for axes in figure.axes)
         names = ", ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
-        drawn.append(chart(stem, figure, f"Chart: {title}. Panels: {panels}. In it: {names}."))
+        drawn.append(chart(stem, figure, f"Chart: {title}. Panels: {parts}. In it: {names}."))
     return drawn
 
 

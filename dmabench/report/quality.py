@@ -45,8 +45,8 @@ def quality_section(stored: Sequence[Stored], claims: Iterable[Claim]) -> dict[s
         runs = dict.fromkeys([*behind["time_run"], *behind["quality_run"]]) if behind is not None else {}
         words = "; ".join(text.get_text() for text in figure.texts[:2])
         names = ", ".join(dict.fromkeys(behind["name"])) if behind is not None else ""
-        one = chart(stem, figure, f"Chart: {words}. Points: {names}. {ends(figure)}".strip())
-        drawn.append(one | {"commands": [f"dmabench {shlex.join(argv[run])}" for run in runs if argv.get(run)]})
+        made = chart(stem, figure, f"Chart: {words}. Points: {names}. {ends(figure)}".strip())
+        drawn.append(made | {"commands": [f"dmabench {shlex.join(argv[run])}" for run in runs if argv.get(run)]})
     missing, commands = unmatched(times, scored)
     return {
         "charts": drawn,

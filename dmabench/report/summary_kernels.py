@@ -46,7 +46,7 @@ def _counts(row: Row) -> bool:
 
 
 def _of_device(device: str, runs: list[tuple[Stored, list[Row]]]) -> str:
-    told = []
+    told: list[str] = []
     for name, words in PASSES.items():
         lines = [(one, line) for one, cells in runs if (line := _line([row for row in cells if row["pass"] == name]))]
         if lines:

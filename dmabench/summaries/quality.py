@@ -158,7 +158,9 @@ def points(times: Sequence[Row], scored: Sequence[Row], margins: Mapping[str, fl
 
 def headline(panel: "pandas.DataFrame") -> Headline:
     """Of the points of one panel: the smallest window of DMA whose mean quality is within the margin of MHA's."""
-    rows = [{key: None if value != value else value for key, value in row.items()} for row in panel.to_dict("records")]
+    rows: list[Row] = [
+        {str(key): None if value != value else value for key, value in row.items()} for row in panel.to_dict("records")
+    ]
     dense = next(row for row in rows if row["attention"] == CONTROL)
     mine = sorted((row for row in rows if row["attention"] == SUBJECT), key=lambda row: row["window"] or math.inf)
     if dense["status"] != "PASSED":
