@@ -6,7 +6,7 @@ device, float32), a fixed order decides. `explain` says which it was, and from w
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,27 +82,27 @@ def fastest(problem: Problem, device: Device | None, cells: Sequence[Cell] | Non
     """
     if problem.device == "cpu":
         return Choice("reference", None, "on a CPU: it has a backward and nothing to compile")
-    accepts = cache(lambda name: not registry.get(f"dma/{name}").refusal(problem))
-    found = _nearest(problem, device, _committed() if cells is None else cells, accepts)
-    if found is not None:
-        return found
+    if device is not None and problem.dtype in HALF:
+        found = _nearest(problem, device, _committed() if cells is None else cells)
+        if found is not None:
+            return found
     # On the first H100 dma/cuda led forward and dma/triton backward (results/LOG.md, 2026-11-24).
     order = ("triton", "cuda", "flex") if problem.backward else ("cuda", "triton", "flex")
-    name = next((name for name in order if accepts(name)), "reference")
+    name = next((name for name in order if _accepts(name, problem)), "reference")
     where = "on a device that is not known" if device is None else f"on {device[0]}"
     return Choice(name, None, f"the fixed order {', '.join(order)}: nothing like it was measured {where}")
 
 
-def _nearest(
-    problem: Problem, device: Device | None, cells: Sequence[Cell], accepts: Callable[[str], bool]
-) -> Choice | None:
-    if device is None or problem.dtype not in HALF:
-        return None
+def _accepts(name: str, problem: Problem) -> bool:
+    return not registry.get(f"dma/{name}").refusal(problem)
+
+
+def _nearest(problem: Problem, device: Device, cells: Sequence[Cell]) -> Choice | None:
     name, capability = device
     alike = [c for c in cells if c.backward == problem.backward and (c.device == name or c.capability == capability)]
     for cell in sorted(alike, key=lambda cell: cell.distance(problem, name)):
         for backend, _ in cell.total_ms:
-            if accepts(backend):
+            if _accepts(backend, problem):
                 return Choice(backend, cell, _told(cell, problem, name))
     return None
 
