@@ -22,11 +22,13 @@ QUICK = COMMON | {
     "train_len": 128,
     "depth": (0, 25, 50, 75, 100),
     "vocab": 256,
-    "samples": 10,
+    "samples": 12,
     "lr": 1e-2,
     "batch": 16,
     "steps": 1000,
-    "stop_at": 0.99,
+    # Tokens of answers; 0.99 left one haystack in ten wrong, and the control at 0.84 to 1 by kind. In 700 steps of a
+    # shorter schedule it had not learned (one seed each).
+    "stop_at": 0.998,
 }
 H100 = COMMON | {
     "attention": "mha,swa,mla,nsa,dma",
@@ -44,7 +46,7 @@ H100 = COMMON | {
 }
 PRESETS = {
     "quick": Preset(
-        "Trained at 128, tested to 1024: a few minutes on two CPU cores, with 10 haystacks a length and depth.",
+        "Trained at 128, tested to 1024: a few minutes on two CPU cores, with 12 haystacks a length and depth.",
         (QUICK | {"extrapolate": True},),
     ),
     # In the order of what their cells decide: the claim compares dma with mha and nsa.
