@@ -258,7 +258,7 @@ def _table_of_auto(folder: str, output: str | None) -> None:
     # The checkout that this package is, whose history tells the sources of a commit.
     text = module_of(cells, Path(__file__).resolve().parents[2])
     if output is None:
-        to_stdout(lambda console: console.file.write(text))
+        to_stdout(lambda console: print(text, end="", file=console.file))
         return
     try:
         Path(output).write_text(text)

@@ -64,10 +64,10 @@ def cells_of_run(rows: Iterable[Row], run: str, commit: str) -> list[Cell]:
             if len(times) > 1:
                 ranked = tuple((name, round(ms, 4)) for name, ms in sorted(times.items(), key=lambda one: one[1]))
                 device, dtype, *shape = key
-                named = dict(zip(_SHAPE, shape, strict=True))
+                named: Row = dict(zip(_SHAPE, shape, strict=True))
+                named |= {"total_ms": ranked, "run": run, "commit": commit}
                 word = str(TORCH_DTYPE[dtype]).removeprefix("torch.")
-                about = {"total_ms": ranked, "run": run, "commit": commit}
-                found.append(Cell(device, _capability(device), is_backward, word, **named, **about))
+                found.append(Cell(device, _capability(device), is_backward, word, **named))
     return found
 
 

@@ -4,6 +4,9 @@ Those that spill, or do not fit the card, are dropped there by compiling them; n
 these, and what each is predicted to give: results/LOG.md, 2026-11-30.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from dmabench.kernels.dma_triton.tuned import Config
 
 # block_m, block_n, warps, stages, heads, ahead. By head dimension as the kernels see it, half precision.
@@ -46,5 +49,6 @@ def candidates(kernel: str, head_dim: int) -> list[Config]:
     Args:
         head_dim: as the kernels see it (configs.block_d); those below 64 take the candidates of 64.
     """
-    table: dict[int, list[tuple]] = {"forward": _BY_QUERY, "queries": _QUERIES, "keys": _KEYS}[kernel]
-    return [Config(*one) for one in table[max(64, head_dim)]]
+    tables: dict[str, Mapping[int, Sequence[tuple[Any, ...]]]]
+    tables = {"forward": _BY_QUERY, "queries": _QUERIES, "keys": _KEYS}
+    return [Config(*one) for one in tables[kernel][max(64, head_dim)]]
