@@ -25,7 +25,7 @@ from dmabench.tables.layout import WORDS
 Row = dict[str, Any]
 TEMPLATES = Path(__file__).with_name("templates")
 CLAIM_HEADERS = ("verdict", "claim", "statement", "source", "why", "run", "device", "reproduce")
-ENVIRONMENT_HEADERS = ("run", "command", "device", "commit", "versions", "python", "driver", "CPU", "started", "status")
+ENVIRONMENT_HEADERS = ("run", "command", "device", "commit", "status", "started", "driver", "CPU", "python", "versions")
 
 
 def write_report(paths: Iterable[Path], out: Path, processes: int = 1) -> Path:
@@ -106,8 +106,9 @@ def _environment(stored: Sequence[Stored]) -> dict[str, Any]:
         cpu = known.get("cpu") or {}
         drivers = ", ".join(dict.fromkeys(str(gpu.get("driver")) for gpu in known.get("gpus") or []))
         versions = ", ".join(f"{name} {version}" for name, version in (known.get("versions") or {}).items())
-        about = [one.name, one.command, one.device, one.commit, versions, str(known.get("python") or ""), drivers]
-        about += [f"{cpu.get('model')}, {cpu.get('cores')} cores" if cpu else "", one.started[:19], _status(one)]
+        about = [one.name, one.command, one.device, one.commit, _status(one), one.started[:19], drivers]
+        about += [f"{cpu.get('model')}, {cpu.get('cores')} cores" if cpu else ""]
+        about += [str(known.get("python") or ""), versions]
         cells.append(about)
     return table("Environment", ENVIRONMENT_HEADERS, cells, [""] * len(cells), ENVIRONMENT_HEADERS)
 
