@@ -152,9 +152,28 @@ def backends() -> tuple[Backend, ...]:
     return tuple(found)
 
 
+_by_id: dict[str, Backend] = {}
+_filled_from: tuple[Backend, ...] = ()
+
+
+def _load() -> bool:
+    """Fills _by_id with what `backends` says, unless it has."""
+    global _by_id, _filled_from
+    found = backends()
+    if found is not _filled_from:
+        _by_id, _filled_from = {backend.id: backend for backend in found}, found
+    return True
+
+
+# Run when a call is traced, and not traced: which packages are installed is no part of a graph. What
+# torch.compiler.assume_constant_result does, without importing the compiler.
+_load._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def get(backend_id: str) -> Backend:
     """The backend with this id; ValueError names the known ones."""
-    for backend in backends():
-        if backend.id == backend_id:
-            return backend
-    raise ValueError(f"no backend {backend_id!r}; known are {', '.join(b.id for b in backends())}")
+    _load()
+    found = _by_id.get(backend_id)
+    if found is None:
+        raise ValueError(f"no backend {backend_id!r}; known are {', '.join(_by_id)}")
+    return found

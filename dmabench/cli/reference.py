@@ -184,7 +184,7 @@ def _run(part: Part, root: Path, folders: dict[str, str | None], until: float | 
 def _process(words: list[str], until: float | None) -> tuple[int, bool]:
     """Runs the command, interrupted at `until` as Ctrl-C would; its exit code and whether it ended by itself."""
     # A group of its own: the signal must reach its workers, as that of a terminal does, and not this process.
-    process = subprocess.Popen([*COMMAND, *words], start_new_session=True)
+    process = subprocess.Popen([*COMMAND, *words], start_new_session=True, preexec_fn=_listen)
     try:
         return process.wait(None if until is None else max(0.0, until - time.monotonic())), True
     except subprocess.TimeoutExpired:
@@ -192,6 +192,11 @@ def _process(words: list[str], until: float | None) -> tuple[int, bool]:
     except KeyboardInterrupt:
         _stop(process)
         raise
+
+
+def _listen() -> None:
+    """A shell makes what it starts with & deaf to the signal, and a process hands that down."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: "subprocess.Popen[Any]") -> int:

@@ -152,3 +152,14 @@ def test_a_decode_pass_is_asked_for_one_query():
     assert registry.get("mla/absorbed").passes_on("cpu") == ("fwd", "decode")
     assert registry.get("dense/sdpa-math").passes_on("cpu") == ("fwd", "bwd", "fwd+bwd", "decode")
     assert registry.get("dense/sdpa-cudnn").passes_on("cuda") == ("fwd", "bwd", "fwd+bwd", "decode")
+
+
+def test_a_backend_is_found_in_a_traced_call(fresh_registry):
+    """Reading entry points is nothing that torch.compile can trace; a call without graph breaks must not need it."""
+
+    def count(x):
+        return x * len(registry.get("dma/reference").passes)
+
+    torch._dynamo.reset()
+    one = torch.ones(1)
+    assert torch.compile(count, backend="eager", fullgraph=True)(one) == count(one)
