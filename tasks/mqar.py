@@ -9,7 +9,6 @@ from typing import Any
 from dmabench.tasks.curriculum import stages
 from dmabench.tasks.inference import inference_time
 from dmabench.tasks.mqar_presets import DEFAULTS, PRESETS
-from dmabench.tasks.pairs_kept import pairs_kept
 from dmabench.tasks.recall_examples import Layout, Recall, TrainingSet
 from dmabench.tasks.recipe import Recipe
 from dmabench.tasks.scoring import Score, predict
@@ -144,6 +143,8 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
     tools.progress(reached)
     test = test_of(settings)
     tested = score(model, settings, test)
+    from dmabench.tasks.pairs_kept import pairs_kept  # imports the models, which tables of finished runs need not
+
     kept = pairs_kept(model, test, batch)
     return [
         {

@@ -16,6 +16,7 @@ from dmabench.report.tasks import is_task_run, task_section
 from dmabench.store.run_folder import read_samples
 from dmabench.tables.layout import WORDS
 
+BACKENDS = ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 FEWEST = 3
 """Runs of kernels from which another process is worth its start, which costs what two of them cost."""
 
@@ -45,13 +46,22 @@ def sections(stored: Sequence[Stored], files: Files, processes: int) -> list[Mad
         return [section(one, files) for one in stored]
     by_name: dict[str, Made] = {}
     try:
-        with ProcessPoolExecutor(min(processes, len(drawn)), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(processes, len(drawn)), _context()) as pool:
             waiting = {one.name: pool.submit(section, one, files) for one in drawn}
             by_name = {one.name: section(one, files) for one in stored if one.name not in waiting}
             by_name |= {name: future.result() for name, future in waiting.items()}
     except (BrokenProcessPool, OSError):  # a machine without shared memory, a script that starts itself again
         by_name |= {one.name: section(one, files) for one in stored if one.name not in by_name}
     return [by_name[one.name] for one in stored]
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """New processes from one that has imported what draws, where the system can: each import takes seconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "pandas", "matplotlib.figure", *BACKENDS])
+    return context
 
 
 def section(stored: Stored, files: Files) -> Made:
