@@ -25,12 +25,10 @@ def drawn(found: Sequence[Candidate]) -> "Table":
 
     best = winners(found)
     notes = [f"{one.kernel} {words(one.config)}: {one.why}" for one in found if one.why]
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left")
     table.caption = Text("\n".join(notes)) if notes else None
     headers = ("kernel", "configuration", "regs", "stack", "KiB", "serial", "ms", "of default", "")
-    for number, header in enumerate(headers):
-        right = 2 <= number <= 7
-        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+    lines = []
     for one in found:
         default = next((x.ms for x in found if x.kernel == one.kernel and x.is_default), None)
         taken = one.taken
@@ -48,6 +46,12 @@ def drawn(found: Sequence[Candidate]) -> "Table":
             share,
             "default" + (f"; {said}" if said else "") if one.is_default else said,
         )
-        style = "dim" if one.status == DROPPED else "red" if one.status == WRONG else ""
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        lines.append((cells, "dim" if one.status == DROPPED else "red" if one.status == WRONG else ""))
+    shown = [number for number in range(len(headers)) if any(cells[number] for cells, _ in lines)]
+    for number in shown:
+        # Where the terminal is narrow a configuration takes two lines, and numbers stay whole.
+        right, whole = 2 <= number <= 7, number != 1
+        table.add_column(headers[number], justify="right" if right else "left", no_wrap=whole, overflow="fold")
+    for cells, style in lines:
+        table.add_row(*(Text(cells[number]) for number in shown), style=style)
     return table

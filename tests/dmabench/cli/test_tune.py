@@ -80,8 +80,13 @@ def test_a_dry_run_compiles_the_default_and_every_candidate(compiled):
 def test_heads_that_do_not_share_keys_are_not_candidates_for_one_program(compiled):
     result = run("--dry-run", "--kernel", "forward", "--heads", "6", "--kv-heads", "2", "--json")
     assert {json.loads(line)["heads"] for line in result.stdout.splitlines()} == {1}
-    table = run("--dry-run", "--kernel", "forward")
-    assert "2 heads" in table.stdout and "default" in table.stdout
+
+
+def test_the_table_fits_a_narrow_terminal(compiled, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = run("--dry-run", "--kernel", "forward").stdout
+    assert "2 heads" in table and "default" in table and "serial" in table and "…" not in table
+    assert max(map(len, table.splitlines())) <= 80 and "of default" not in table  # nothing was timed
 
 
 def test_winners_are_kept_and_said(monkeypatch):
