@@ -20,6 +20,7 @@ from lm_eval.utils import env, hash_string
 
 from dmabench.tasks.downstream import audit as audits
 from dmabench.tasks.downstream.catalogue import RULER_LENGTHS, known, nearest
+from dmabench.tasks.downstream.ruler import refuse_endless
 
 os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would start a process a core
 
@@ -69,8 +70,11 @@ def load(
         lengths: the lengths that those make, in tokens.
 
     Raises:
-        ValueError: the data cannot be had, or a library that the task needs is missing.
+        ValueError: the data cannot be had, a library that the task needs is missing, or the tokenizer does not suit.
     """
+    if tokenizer:
+        refuse_endless(name, tokenizer)
+    _seed()  # as simple_evaluate does before it loads: some tasks draw their data
     made: dict[str, Any] = {"tokenizer": tokenizer} if tokenizer else {}
     if lengths:
         made["max_seq_lengths"] = list(lengths)
@@ -91,6 +95,12 @@ def load(
     return loaded
 
 
+def _seed() -> None:
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])
+    torch.manual_seed(SEEDS["torch"])
+
+
 def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = None) -> Outcome:
     """Scores a LanguageModel on the tasks of `load`.
 
@@ -98,9 +108,7 @@ def score(model: Any, loaded: dict[str, Any], name: str, limit: int | None = Non
     value, stderr, higher_is_better, chance, examples, of_examples, shots, output_type, task_version, task_hash, and
     the fields of the audit.
     """
-    random.seed(SEEDS["random"])
-    np.random.seed(SEEDS["numpy"])
-    torch.manual_seed(SEEDS["torch"])
+    _seed()
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=SEEDS["fewshot"])
     with quiet():
