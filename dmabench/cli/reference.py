@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dmabench.cli.output import say
+from dmabench.cli.output import say, to_stdout
 from dmabench.errors import Refusal
 from dmabench.store import runs
 
@@ -32,6 +33,8 @@ dmabench reference forward backward --seconds 300
 
 dmabench reference language downstream --text books/ --lm-eval lm_eval/ --results runs
 """
+Commit = dict[str, Any]
+"""As environment.git_state says it."""
 COMMAND = (sys.executable, "-P", "-m", "dmabench")
 FILE = Path(__file__).with_name("reference.yaml")
 GRACE_S = 120.0
@@ -76,6 +79,8 @@ def reference(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the parts and how far each is; then stop.")] = False,
 ) -> None:
     """Runs them; ends with 0 where all are complete."""
+    from dmabench.store.environment import git_state
+
     if seconds is not None and not seconds > 0:
         raise Refusal(f"--seconds {seconds:g}: write a number above 0, or leave it out to run without a limit")
     folders = {"text": text, "lm_eval": lm_eval}
@@ -85,15 +90,16 @@ def reference(
     chosen = [_find(name) for name in names or ()] or list(parts())
     root = runs.results_root(results, create=not dry_run)
     until = time.monotonic() + seconds if seconds is not None else None
+    commit = git_state()  # once, since it asks git, and every part is looked up by it
     told: list[tuple[Part, str, str]] = []
     codes: list[int] = []
     for part in chosen:
         try:
-            code, state = (0, _state(root, part)) if dry_run else _run(part, root, folders, until)
+            code, state = (0, _state(root, part, commit)) if dry_run else _run(part, root, commit, folders, until)
         except KeyboardInterrupt:
             code, state = 130, "interrupted"
         codes.append(code)
-        told.append((part, state, _rows(root, part)))
+        told.append((part, state, _rows(root, part, commit)))
         if state == "interrupted":
             break
     _print(told, dry_run)
@@ -110,38 +116,40 @@ def _find(name: str) -> Part:
     return known[name]
 
 
-def _latest(root: Path, part: Part) -> tuple[Path, str] | None:
+def _latest(root: Path, part: Part, commit: Commit) -> tuple[Path, str] | None:
     """The last run of a part at this commit, and its status."""
-    from dmabench.store.environment import git_state
-
-    here = git_state()
     for path in reversed(runs.run_paths(root / part.part)):
         manifest = runs.read_manifest(path)
-        if ((manifest.get("environment") or {}).get("git") or {}) == here:
+        if ((manifest.get("environment") or {}).get("git") or {}) == commit:
             return path, str(manifest.get("status"))
     return None
 
 
-def _state(root: Path, part: Part) -> str:
-    found = _latest(root, part)
+def _state(root: Path, part: Part, commit: Commit) -> str:
+    found = _latest(root, part, commit)
     return "to do" if found is None else "complete" if found[1] == "finished" else f"begun ({found[1]})"
 
 
-def _rows(root: Path, part: Part) -> str:
-    found = _latest(root, part)
+def _rows(root: Path, part: Part, commit: Commit) -> str:
+    found = _latest(root, part, commit)
     return str(len(runs.read_rows(found[0])[0])) if found else ""
 
 
-def words_of(part: Part, models: list[Path], folders: dict[str, str | None]) -> list[str]:
+def words_of(part: Part, models: Callable[[], list[Path]], folders: dict[str, str | None]) -> list[str]:
     """The command's words with the folders put in. A folder that is not given takes its option with it; Refusal where
-    models are asked for and there are none."""
+    models are asked for and there are none.
+
+    Args:
+        models: asked only by a command that names them, since they are looked for in every file of a run.
+    """
     words: list[str] = []
     for word in shlex.split(part.command):
         name = word[1:-1] if word.startswith("{") and word.endswith("}") else None
         if name == "models":
-            if not models:
+            found = models()
+            if not found:
                 raise Refusal(f"{part.part} needs models that an earlier part kept: run `language` first")
-            words += [piece for model in models for piece in ("--model", str(model))]
+            words += [piece for model in found for piece in ("--model", str(model))]
         elif name is None:
             words.append(word)
         elif folders[name] is None:
@@ -151,25 +159,24 @@ def words_of(part: Part, models: list[Path], folders: dict[str, str | None]) -> 
     return words
 
 
-def _models(root: Path) -> list[Path]:
-    kept = (path.parent for part in parts() if "--keep-models" in part.command for path in _checkpoints(root, part))
-    return sorted(kept)
+def _models(root: Path, commit: Commit) -> list[Path]:
+    """Checkpoints in the runs of those parts that keep them."""
+    kept = [_latest(root, part, commit) for part in parts() if "--keep-models" in part.command]
+    configs = [path for run in kept if run is not None for path in run[0].rglob("config.json")]
+    return sorted(path.parent for path in configs if any(path.parent.glob("*.safetensors")))
 
 
-def _checkpoints(root: Path, part: Part) -> list[Path]:
-    found = _latest(root, part)
-    return [path for path in found[0].rglob("config.json") if list(path.parent.glob("*.safetensors"))] if found else []
-
-
-def _run(part: Part, root: Path, folders: dict[str, str | None], until: float | None) -> tuple[int, str]:
+def _run(
+    part: Part, root: Path, commit: Commit, folders: dict[str, str | None], until: float | None
+) -> tuple[int, str]:
     """(exit code, what became of it)."""
-    found = _latest(root, part)
+    found = _latest(root, part, commit)
     if found is not None and found[1] == "finished":
         return 0, "complete"
     if until is not None and until - time.monotonic() < LEAST_S:
         return 130, "no time left"
     try:
-        words = words_of(part, _models(root), folders)
+        words = words_of(part, lambda: _models(root, commit), folders)
     except Refusal as refusal:
         say(str(refusal))
         return 3, "not possible"
@@ -209,7 +216,6 @@ def _stop(process: "subprocess.Popen[Any]") -> int:
 
 
 def _print(told: list[tuple[Part, str, str]], dry_run: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -217,4 +223,4 @@ def _print(told: list[tuple[Part, str, str]], dry_run: bool) -> None:
         table.add_column(name, justify="right" if name == "rows" else "left", overflow="fold")
     for part, state, rows in told:
         table.add_row(part.part, state, rows, *((f"{part.command}\n[dim]{part.about}[/dim]",) if dry_run else ()))
-    Console().print(table)
+    to_stdout(lambda console: console.print(table))

@@ -58,7 +58,7 @@ def test_every_part_is_a_command_with_options_that_it_has():
     names = [part.part for part in reference.parts()]
     assert len(names) == len(set(names)) > 10
     for part in reference.parts():
-        name, *words = reference.words_of(part, [Path("model")], {"text": "text", "lm_eval": "items"})
+        name, *words = reference.words_of(part, lambda: [Path("model")], {"text": "text", "lm_eval": "items"})
         context = typer.Context(group)
         _, command, _ = group.resolve_command(context, [name])
         parser = command.make_parser(typer.Context(command))
@@ -68,12 +68,12 @@ def test_every_part_is_a_command_with_options_that_it_has():
 def test_folders_are_put_in_and_options_of_folders_that_are_not_given_left_out():
     part = reference.Part("x", "eval {models} --tasks a --data {lm_eval}", "")
     two = [Path("a b"), Path("c")]
-    given = reference.words_of(part, two, {"lm_eval": "items", "text": None})
+    given = reference.words_of(part, lambda: two, {"lm_eval": "items", "text": None})
     assert given == shlex.split("eval --model 'a b' --model c --tasks a --data items")
-    left = reference.words_of(part, two, {"lm_eval": None, "text": None})
+    left = reference.words_of(part, lambda: two, {"lm_eval": None, "text": None})
     assert left == shlex.split("eval --model 'a b' --model c --tasks a")
     with pytest.raises(Refusal, match="run `language` first"):
-        reference.words_of(part, [], {"lm_eval": None, "text": None})
+        reference.words_of(part, list, {"lm_eval": None, "text": None})
 
 
 def test_goes_on_where_the_time_ended_and_leaves_alone_what_is_complete(call, tmp_path):
