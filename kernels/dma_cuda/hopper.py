@@ -1,6 +1,5 @@
 """What serves Hopper, and the forward there (hopper_forward.cu): its variants and its launch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -118,9 +117,8 @@ def forward(
         lse,
         relative_lse,
     )
-    strides = [integer for x in (q, k, v) for integer in launch.strides_of(x)]
     sizes = (*launch.sizes_of(q, k), numpy.int32(visits[0].shape[-1]), numpy.int32(rows))
     blocks = min(tasks, multiprocessors(q.device))
     shared = chosen.shared_bytes(q.shape[3])
-    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
+    launch.start(kernel, blocks, _THREADS, shared, pointers, (q, k, v), sizes, scale)
     return out, lse, relative_lse

@@ -3,7 +3,6 @@
 hopper.py says where it serves.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,11 +77,10 @@ def backward_dq(
     kernel = nvrtc.kernel(launch.FOLDER / "hopper_backward_dq.cu", "dma_hopper_backward_dq", defines)
     lists = (*visits, *launch.NOTHING[len(visits) :])
     pointers = (q, k, v, dout, delta, evict, origins, *lists, out, relative_lse, rowsum, dq)
-    strides = [integer for x in (q, k, v, dout) for integer in launch.strides_of(x)]
     sizes = (*launch.sizes_of(q, k), numpy.int32(visits[0].shape[-1]), numpy.int32(rows))
     blocks = min(tasks, hopper.multiprocessors(q.device))
     shared = chosen.shared_bytes(q.shape[3])
-    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
+    launch.start(kernel, blocks, _THREADS, shared, pointers, (q, k, v, dout), sizes, scale)
     return dq, rowsum
 
 
@@ -124,12 +122,11 @@ def backward_dkdv(
     if not blocks:
         return dk, dv, ddelta
     parts = relative_lse.new_empty((2 * blocks, q.shape[3] // 4 + 1, _WARPGROUPS * 128, 4))
-    sizes = (*launch.sizes_of(q, k), numpy.int32(delta.shape[:2].numel()), scale * math.log2(math.e))
+    sizes = (*launch.sizes_of(q, k), numpy.int32(delta.shape[:2].numel()))
     source, defines = launch.FOLDER / "hopper_backward_dkdv.cu", dkdv_defines(q.shape[3], q.dtype)
     pointers = (q, k, v, dout, delta, evict, order, *ranges, ends, origins, relative_lse, rowsum, parts, dk, dv, ddelta)
-    strides = [integer for x in (q, k, v, dout) for integer in launch.strides_of(x)]
     kernel = nvrtc.kernel(source, "dma_hopper_backward_dkdv", defines)
-    kernel.launch((blocks,), _THREADS, dkdv_shared_bytes(q.shape[3]), *pointers, *strides, *sizes)
+    launch.start(kernel, blocks, _THREADS, dkdv_shared_bytes(q.shape[3]), pointers, (q, k, v, dout), sizes, scale)
     join = nvrtc.kernel(source, "dma_hopper_backward_join", defines)
-    join.launch((blocks,), _WARPGROUPS * 128, 0, order, ends, parts, dk, dv, ddelta, *sizes)
+    launch.start(join, blocks, _WARPGROUPS * 128, 0, (order, ends, parts, dk, dv, ddelta), (), sizes, scale)
     return dk, dv, ddelta

@@ -185,14 +185,19 @@ NOTHING = (None,) * 4
 
 
 def _launch(name: str, q: Tensor, gathers: bool, blocks: int, pointers, strided, sizes, scale: float) -> None:
-    """Start the kernel `dma_<name>`; the arguments are in the order in which every kernel takes them."""
+    """Start the kernel `dma_<name>` of the plain path, unless it has nothing to do."""
     if not blocks:
         return
     source = "backward_dkdv" if name == "backward_join" else name
     kernel = nvrtc.kernel(FOLDER / f"{source}.cu", f"dma_{name}", defines(q.shape[3], q.dtype, gathers))
+    start(kernel, blocks, _THREADS, shared_bytes(name, q.shape[3]), pointers, strided, sizes, scale)
+
+
+def start(kernel, blocks: int, threads: int, shared: int, pointers, strided, sizes, scale: float) -> None:
+    """Launch a kernel of this folder: pointers, strides of the tensors `strided`, sizes, and the scale for powers of 2
+    come in this order in all of them."""
     strides = [integer for x in strided for integer in strides_of(x)]
-    shared = shared_bytes(name, q.shape[3])
-    kernel.launch((blocks,), _THREADS, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
+    kernel.launch((blocks,), threads, shared, *pointers, *strides, *sizes, scale * math.log2(math.e))
 
 
 def _query_blocks(q: Tensor) -> int:
