@@ -30,6 +30,7 @@ from dmabench.cli import (
     tune,
 )
 from dmabench.errors import Refusal
+from dmabench.trials.ranks import here
 
 
 class Commands(TyperGroup):
@@ -112,8 +113,8 @@ def run() -> None:
     except Refusal as refusal:
         if debug:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":  # of several processes, which all refuse, one says it
-            _say(str(refusal))
+        here().wait_for_first()  # where all processes refuse, the first says it; one that does so alone says it itself
+        _say(str(refusal))
         sys.exit(2)
     except KeyboardInterrupt:
         _say("interrupted")

@@ -2,6 +2,8 @@
 several."""
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +51,19 @@ class Ranks:
         if failed:
             raise failed
         if said is None:
+            self.wait_for_first()
             raise SystemExit(2)
         return said[0]
+
+    def wait_for_first(self, seconds: float = 30) -> None:
+        """Give the first process `seconds` to say why all of them end; returns at once in the first.
+
+        torchrun ends every process as soon as one has failed: one that failed in silence, a moment before the first has
+        said why, would leave nothing to read. Ended by that signal here, without a word of its own.
+        """
+        if not self.first:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(seconds)
 
 
 def here() -> Ranks:
@@ -58,4 +71,4 @@ def here() -> Ranks:
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
         return Ranks(0, 1, 0)
-    return Ranks(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK") or 0))
+    return Ranks(int(os.environ.get("RANK") or 0), count, int(os.environ.get("LOCAL_RANK") or 0))

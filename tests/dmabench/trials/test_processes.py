@@ -75,8 +75,12 @@ def test_under_torchrun_one_process_writes_and_prints(toys, installed, tmp_path)
     assert len(out.splitlines()) == 1 and told.count("rows and charts") + told.count("rows: ") == 1
 
 
-def test_under_torchrun_a_refusal_is_said_once(toys, installed, tmp_path):
+def test_under_torchrun_a_refusal_is_said_once(toys, installed, tmp_path, monkeypatch):
     launcher = (sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    words = ("toy", "--attention", "dna", "--results", tmp_path)
+    words = ("toy", "--attention", "dna", "--results", tmp_path / "results")
+    # torchrun ends all processes when one has failed: the first, which says why, comes long after the other here.
+    late = "import os, time\ntime.sleep(3 if os.environ.get('RANK') == '0' else 0)\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     code, _, told = finish(toys.process(installed, *words, launcher=launcher))
     assert code != 0 and told.count("did you mean dma?") == 1

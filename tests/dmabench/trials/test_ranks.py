@@ -1,3 +1,6 @@
+import signal
+import time
+
 import pytest
 
 from dmabench.trials.ranks import Ranks, here
@@ -18,3 +21,16 @@ def test_each_of_several_has_its_own_gpu(monkeypatch):
     ranks = here()
     assert ranks == Ranks(3, 4, 1) and not ranks.first
     assert ranks.device("cuda") == "cuda:1" and ranks.device("cpu") == "cpu"
+
+
+def test_the_first_says_why_and_the_others_wait_to_be_ended(monkeypatch):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        Ranks(0, 2, 0).wait_for_first()
+        assert waited == [] and signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        Ranks(1, 2, 1).wait_for_first(7)
+        assert waited == [7] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
