@@ -68,7 +68,7 @@ def kernels(
     preset: Annotated[str | None, _text("--preset", f"{', '.join(PRESETS)} (dmabench list presets).")] = None,
     quick: Annotated[bool, _text("--quick", "The smallest honest run, the same as --preset quick.")] = False,
     no_dense: Annotated[bool, _text("--no-dense", "Leave out dense rows (there is no speed-up then).")] = False,
-    replay: Annotated[bool, _how("--replay", "Time replays of CUDA graphs (fwd, decode): no launches.")] = False,
+    replay: Annotated[bool, _how("--replay", "Time replays of CUDA graphs: no launches.")] = False,
     device: Annotated[str, _how("--device", "cpu, cuda, or auto: cuda where there is one.")] = "auto",
     seed: Annotated[int, _how("--seed", "Seed of inputs and of the order of rounds.")] = 0,
     cap: Annotated[float | None, _how("--cap", "Seconds of sampling a cell at most (GPU 2, CPU 4).")] = None,

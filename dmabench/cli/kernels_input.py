@@ -117,6 +117,3 @@ def check_replay(cells: list[Cell]) -> None:
     for cell in cells:
         if not cell.shape.device.startswith("cuda"):
             raise Refusal("--replay times CUDA graphs, and this run is on a CPU: leave it out")
-        if "bwd" in cell.shape.pass_:
-            passes = "--pass fwd and decode"
-            raise Refusal(f"--replay is for {passes}, not {cell.shape.pass_}: graphs of backward passes are not made")

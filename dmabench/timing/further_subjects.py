@@ -31,7 +31,7 @@ class LevelSubject(Timed):
 
     def ready(self) -> None:
         """The forward of a backward, else nothing."""
-        if self.pass_ == "bwd":
+        if self.pass_ == "bwd" and self._graph is None:
             self._state = self._forward()
 
     def call_region(self) -> Any:

@@ -49,26 +49,32 @@ class Timed:
         Raises:
             Unsupported: the backend does what a graph cannot hold, such as waiting for the device.
         """
-        self.ready()
-        expected = self.region()  # compiles, and warms what allocates once
-        self.ready()
+        # Autograd runs a backward on the stream of its forward, which is made here for one: so this stream is captured.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.ready()
+            expected = self.region()  # compiles, and warms what allocates once
+            self.ready()
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 found = self.region()
         except Exception as error:
             raise Unsupported(f"cannot be captured in a CUDA graph: {str(error).splitlines()[0]}") from error
         graph.replay()
-        if not torch.allclose(found.float(), expected.float(), rtol=0.02, atol=0.02):
-            raise RuntimeError("the replay of a CUDA graph gives another output than the call")
+        if not _alike(found, expected):
+            raise RuntimeError("the replay of a CUDA graph gives another result than the call")
         self._graph = graph
 
     def ready(self) -> None:
         """Do what the region builds on but does not contain."""
 
     def release(self) -> None:
-        """Let go of what `ready` made."""
-        self._state = None
+        """Let go of what `ready` made; a graph reads it as long as it lives."""
+        if self._graph is None:
+            self._state = None
 
     def region(self) -> Any:
         """The whole pass, as one region."""
@@ -83,6 +89,16 @@ class Timed:
         return {}
 
 
+def _alike(found: Any, expected: Any) -> bool:
+    """Whether an output, or each of some gradients, is the other up to the order of its sums; None equals None."""
+    if isinstance(expected, Tensor):
+        found, expected = [found], [expected]
+    for one, other in zip(found, expected, strict=True):
+        if one is not None and not (one - other).float().abs().max() <= 0.02 * other.float().abs().max():
+            return False
+    return True
+
+
 class Subject(Timed):
     """The timed regions of one cell of dma, dense or swa at the level of its kernel, forward or backward."""
 
@@ -94,7 +110,7 @@ class Subject(Timed):
 
     def ready(self) -> None:
         """The forward of a backward, else nothing."""
-        if self.pass_ == "bwd":
+        if self.pass_ == "bwd" and self._graph is None:
             self._state = self._forward(self._leaves())
 
     def call_region(self) -> Any:
