@@ -15,6 +15,7 @@ from dmabench.cli.kernels_input import (
     expand,
     label_delta_files,
     settings_blocks,
+    switched,
 )
 from dmabench.cli.kernels_models import check_lengths, take_models, written
 from dmabench.cli.kernels_output import print_cells, print_run
@@ -114,12 +115,14 @@ def kernels(
     check_lengths(models, cells)
     if replay:
         check_replay(cells)
+    kernels_on = switched()
     if dry_run:
         print_cells(cells, as_json)
         return
     settings = {"blocks": blocks, "seed": seed, "device": device, "preset": preset}
     if replay:
         settings["replay"] = True
+    settings |= kernels_on
     cap_s = cap if cap is not None else (2.0 if device.startswith("cuda") else 4.0)
     options: dict[str, Any] = {"cap_s": cap_s, "replay": replay}
     from dmabench.tables.kernels import add_speedups

@@ -117,3 +117,18 @@ def check_replay(cells: list[Cell]) -> None:
     for cell in cells:
         if not cell.shape.device.startswith("cuda"):
             raise Refusal("--replay times CUDA graphs, and this run is on a CPU: leave it out")
+
+
+def switched() -> dict[str, str]:
+    """A setting of the run: which kernels serve Hopper, where the environment says another choice than the usual one.
+
+    Raises:
+        Refusal: it names what does not exist.
+    """
+    from dmabench.kernels.dma_cuda import hopper
+
+    wrong = hopper.misnamed()
+    if wrong:
+        raise Refusal(wrong)
+    named = ",".join(name for name in hopper.KERNELS if name in hopper.ON) or "none"
+    return {} if named == hopper.USUAL else {"hopper": named}

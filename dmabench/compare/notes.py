@@ -60,6 +60,7 @@ def _conditions(manifest: Manifest) -> dict[str, Any]:
         "python": environment.get("python"),
         "platform": environment.get("platform"),
         "--replay": bool(settings.get("replay")),
+        "DMABENCH_HOPPER": settings.get("hopper", "as usual"),
         "--seed": settings.get("seed"),
     }
 

@@ -19,7 +19,7 @@ from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradie
 
 def missing(device: str) -> str | None:
     """Why the kernels cannot run there, or None."""
-    why = nvrtc.missing(device)
+    why = hopper.misnamed() or nvrtc.missing(device)
     if why is None and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return f"the CUDA kernels need sm_80 or later, and {torch.cuda.get_device_name()} is older"
     return why
@@ -47,7 +47,7 @@ def _ranges(plan: Plan) -> list[Tensor]:
 
 def _tiles(plan: Plan, groups: int) -> list[Tensor]:
     """Which queries each tile of keys meets, and where their steps end."""
-    together = PAIR if hopper.serves_dkdv(plan.evict_BGT.device) else TILE
+    together = PAIR if hopper.serves("dkdv", plan.evict_BGT.device) else TILE
     blocks = plan.tiles(BLOCK_Q, together)
     ends = plan.derived(
         ("cuda steps", groups, together),
@@ -66,7 +66,7 @@ def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
 
 def executed_pairs(*, plan: Plan, problem: Problem) -> int:
     """Query-key pairs that the forward computes, all heads; reads the plan from the device."""
-    on_hopper = hopper.serves(plan.evict_BGT.device)
+    on_hopper = hopper.serves("forward", plan.evict_BGT.device)
     step = hopper.variant(problem.head_dim, problem.groups).keys if on_hopper else TILE
     pairs = plan.key_lists().executed_pairs(step) if plan.gathers else plan.tiles(BLOCK_Q, step).executed_pairs()
     return int(pairs) * problem.groups

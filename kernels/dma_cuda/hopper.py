@@ -1,5 +1,6 @@
 """What serves Hopper, and the forward there (hopper_forward.cu): its variants and its launch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,12 +12,21 @@ from torch import Tensor
 from dmabench.kernels import nvrtc
 from dmabench.kernels.dma_cuda import launch
 
-ENABLED = True
-"""If not, the plain path serves Hopper, too, so that the two can be compared."""
-DQ = False
-"""dq on wgmma. Off until a card has timed it and both halves of the gate have passed there; tests switch it on."""
-DKDV = False
-"""dk, dv and ddelta on wgmma: the same. A plan's tiles are for one path, so switch it before the forward."""
+SWITCH = "DMABENCH_HOPPER"
+"""The environment variable that names the kernels of ON: "forward,dq,dkdv", or "none", read when this is imported."""
+KERNELS = ("forward", "dq", "dkdv")
+USUAL = "forward"
+"""dq and dkdv are left out until a card has timed them and both halves of the gate have passed there."""
+ON = frozenset(word for word in os.environ.get(SWITCH, USUAL).replace(" ", "").split(",") if word != "none")
+"""Which of KERNELS serve Hopper, rather than the plain path. A plan's tiles are for one path of dkdv: this stays as
+it is in a process."""
+
+
+def misnamed() -> str | None:
+    """What is wrong with the value of SWITCH, or None."""
+    unknown = sorted(ON - set(KERNELS))
+    return f"{SWITCH} names {unknown[0]!r}; choose from {', '.join(KERNELS)} and none" if unknown else None
+
 
 _THREADS = 384
 _Q_TILE = 64
@@ -55,19 +65,10 @@ def variant(head_dim: int, groups: int) -> Variant:
     return Variant(64, 2, 4) if groups % 2 == 0 else Variant(128, 1, 3 if head_dim == 64 else 2)
 
 
-def serves_dq(device: torch.device) -> bool:
-    """Whether hopper_backward.backward_dq serves calls on this device, rather than launch.backward_dq."""
-    return DQ and _is_hopper(device)
-
-
-def serves_dkdv(device: torch.device) -> bool:
-    """Whether hopper_backward.backward_dkdv serves calls on this device, rather than launch.backward_dkdv."""
-    return DKDV and _is_hopper(device)
-
-
-def serves(device: torch.device) -> bool:
-    """Whether `forward` serves calls on this device, rather than launch.forward."""
-    return ENABLED and _is_hopper(device)
+def serves(kernel: str, device: torch.device) -> bool:
+    """Whether this one of KERNELS serves calls on this device (`forward`, or those of hopper_backward.py); otherwise
+    that of launch.py does."""
+    return kernel in ON and _is_hopper(device)
 
 
 @cache

@@ -20,7 +20,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See launch.forward. `tiles` is what launch.backward takes, or empty if there will be no backward."""
     with torch.cuda.device_of(q):
-        run = hopper.forward if hopper.serves(q.device) else launch.forward
+        run = hopper.forward if hopper.serves("forward", q.device) else launch.forward
         return run(q, k, v, delta, evict, origins, visits, scale)
 
 
@@ -45,8 +45,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, ddelta; see launch.backward."""
     with torch.cuda.device_of(q):
-        dq = hopper_backward.backward_dq if hopper.serves_dq(q.device) else launch.backward_dq
-        dkdv = hopper_backward.backward_dkdv if hopper.serves_dkdv(q.device) else launch.backward_dkdv
+        dq = hopper_backward.backward_dq if hopper.serves("dq", q.device) else launch.backward_dq
+        dkdv = hopper_backward.backward_dkdv if hopper.serves("dkdv", q.device) else launch.backward_dkdv
         given = (q, k, v, delta, evict, origins, visits, tiles, out, relative_lse, dout, scale)
         return launch.backward(*given, dq, dkdv)
 

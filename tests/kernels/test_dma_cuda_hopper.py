@@ -1,6 +1,7 @@
 """The Hopper forward of dma/cuda, run on the CPU by the emulator, which finds what is put wrong on purpose."""
 
 import shutil
+from importlib.util import find_spec, module_from_spec
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_serves_the_operator(on_cpu, inputs, definition, grads, close, monkeypat
     leaves = inputs(T=200, H=2, D=64, dtype=FP16, grad=True)
     q, _, _, delta = leaves
     plan = make_plan(delta.detach(), 20)
-    assert not hopper.serves(q.device)
+    assert not hopper.serves("forward", q.device)
     calls = []
     forward = hopper.forward
     monkeypatch.setattr(hopper, "_is_hopper", lambda _: True)
@@ -178,3 +179,23 @@ def test_finds_what_is_wrong(mutant, emulated, emulator, on_cpu, poisoned, input
 def test_variants_fit(head_dim, groups):
     chosen = hopper.variant(head_dim, groups)
     assert groups % chosen.heads == 0 and chosen.shared_bytes(head_dim) <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("value", "on", "wrong"),
+    [
+        (None, {"forward"}, None),
+        ("none", set(), None),
+        ("forward, dq,dkdv", {"forward", "dq", "dkdv"}, None),
+        ("dk", {"dk"}, "DMABENCH_HOPPER names 'dk'; choose from forward, dq, dkdv and none"),
+    ],
+)
+def test_the_switch_is_read_when_the_module_is_imported(value, on, wrong, monkeypatch):
+    monkeypatch.delenv(hopper.SWITCH, raising=False)
+    if value is not None:
+        monkeypatch.setenv(hopper.SWITCH, value)
+    fresh = module_from_spec(find_spec(hopper.__name__))
+    fresh.__spec__.loader.exec_module(fresh)
+    assert on == fresh.ON and fresh.misnamed() == wrong
+    monkeypatch.setattr(hopper, "ON", fresh.ON)
+    assert wrong is None or dma_cuda.missing("cuda") == wrong

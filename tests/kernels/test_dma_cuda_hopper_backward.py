@@ -139,8 +139,7 @@ def test_switches(hopper_card, dq, dkdv, inputs, monkeypatch):
         monkeypatch.setattr(module, "backward_dq", lambda *_, name=name: asked.append(name) or (x, x))
         monkeypatch.setattr(module, "backward_dkdv", lambda *_, name=name: asked.append(name) or (x, x, x))
     monkeypatch.setattr(hopper, "_is_hopper", lambda _: hopper_card)
-    monkeypatch.setattr(hopper, "DQ", dq)
-    monkeypatch.setattr(hopper, "DKDV", dkdv)
+    monkeypatch.setattr(hopper, "ON", {name for name, on in (("dq", dq), ("dkdv", dkdv)) if on})
     ops._backward(*[x] * 6, [], [], *[x] * 3, 1.0)
     assert asked == ["hopper" if hopper_card and on else "plain" for on in (dq, dkdv)]
     plan = make_plan(inputs(T=300)[3], 20)
@@ -220,8 +219,7 @@ def test_on_a_gpu(case, dq, dkdv, inputs, budget, monkeypatch):
         return dynamic_mask_attention(*leaves, window, plan=plan, backend="cuda")
 
     plain = torch.autograd.grad(attend(), leaves, budget.dout(leaves))
-    monkeypatch.setattr(hopper, "DQ", dq)
-    monkeypatch.setattr(hopper, "DKDV", dkdv)
+    monkeypatch.setattr(hopper, "ON", {name for name, on in (("dq", dq), ("dkdv", dkdv)) if on})
     checked = budget.check(leaves, budget.by_heap(delta, window), q.shape[-1] ** -0.5, attend())
     found = [checked.found[name] for name in ("dq", "dk", "dv", "ddelta")]
     for _ in range(5):

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dmabench.cli import kernels_input
 from dmabench.cli.main import app
 from dmabench.errors import Refusal
+from dmabench.kernels.dma_cuda import hopper
 
 TINY = ["--window", "16", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--device", "cpu"]
 FAST = [*TINY, "--cap", "0.05", "--backend", "dma/reference,sdpa-math"]
@@ -71,6 +73,17 @@ def test_bad_input_is_refused_with_a_sentence(words, told, tmp_path):
     result = call(*words, "--results", tmp_path / "results")
     assert isinstance(result.exception, Refusal) and told in str(result.exception)
     assert result.stdout == "" and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("on", "setting"), [({"dkdv", "forward"}, "forward,dkdv"), ({"forward"}, None), (set(), "none")]
+)
+def test_a_run_says_which_kernels_served_hopper(on, setting, monkeypatch):
+    monkeypatch.setattr(hopper, "ON", on)
+    assert kernels_input.switched().get("hopper") == setting
+    monkeypatch.setattr(hopper, "ON", on | {"dk"})
+    with pytest.raises(Refusal, match="DMABENCH_HOPPER names 'dk'; choose from"):
+        kernels_input.switched()
 
 
 @pytest.mark.parametrize(

@@ -271,13 +271,14 @@ def test_what_was_not_the_same_is_said(manifest, make_run):
     h200 = [{"name": "NVIDIA H200", "uuid": "GPU-2", "driver": "580.2"}]
     other = manifest(
         gpus=h200, versions={"dmabench": "9", "torch": "2.12.0", "triton": "3.6.0", "numpy": "2.4.0"},
-        settings={"replay": True}, status="interrupted", git={"sha": "f" * 40, "dirty": True},
+        settings={"replay": True, "hopper": "none"}, status="interrupted", git={"sha": "f" * 40, "dirty": True},
     )  # fmt: skip
     assert differences(manifest(), other) == [
         "device: NVIDIA H100 80GB HBM3 -> NVIDIA H200",
         "driver: 580.1 -> 580.2",
         "torch: 2.11.0 -> 2.12.0",
         "--replay: no -> yes",
+        "DMABENCH_HOPPER: as usual -> none",
     ]
     told = " ".join(doubts(manifest(), other, comparison, "gpu"))
     assert "more than the code differs" in told and "torch: 2.11.0 -> 2.12.0" in told
