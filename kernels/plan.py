@@ -18,8 +18,8 @@ from dmabench.kernels.lifetimes import eviction_times
 class Tiles:
     """Which query blocks each tile of `block_k` reordered keys touches. Every range is [first, last) in query blocks.
 
-    A tile's range is the hull of its keys' lifetimes. In  the hull is as small as their union: at T = 131072 the
-    two differ by less than 1% of tiles for every delta distribution of the benchmark (counted on the CPU, 2026-11-23).
+    A tile's range is the hull of its keys' lifetimes, which is nearly always their union: at T = 131072 the two differ
+    by less than 1% of tiles for every delta distribution of the benchmark (counted on the CPU, 2026-11-23).
     """
 
     block_q: int
@@ -34,6 +34,16 @@ class Tiles:
     def executed_pairs(self) -> Tensor:
         """Query-key pairs in active tiles, summed over batch and key/value heads (int64 scalar on the device)."""
         return (self.last_BGN - self.first_BGN).sum(dtype=torch.int64) * (self.block_q * self.block_k)
+
+    def step_ends(self, groups: int, rows: int, query_len: int) -> Tensor:
+        """int64 [B * G * N]: how many steps all tiles up to and with each take, for those who share them evenly.
+
+        A step is `rows` queries of one of the `groups` query heads that share the keys. A tile of dead keys counts as
+        one: somebody has to write its zeros.
+        """
+        per_block = self.block_q // rows
+        steps = (self.last_BGN * per_block).clamp(max=-(-query_len // rows)) - self.first_BGN * per_block
+        return (steps * groups).clamp_(min=1).flatten().cumsum(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

@@ -69,24 +69,27 @@ class Work:
 
     def __init__(self, inputs: Inputs, delta: str, window: int):
         self.inputs = inputs
-        plan, delta_BGT = inputs.plan(delta, window), inputs.delta(delta, window)
-        self._forward = dma_triton.structures(plan, delta_BGT, backward=False)
-        self._backward = dma_triton.structures(plan, delta_BGT, backward=True)
-        self._delta = delta_BGT
-        self._saved = self._run_forward(self._backward)
+        self._plan, self._delta = inputs.plan(delta, window), inputs.delta(delta, window)
+        self._saved = self._run_forward(backward=True)
 
-    def _run_forward(self, structures: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    def _structures(self, backward: bool) -> tuple[Tensor | None, ...]:
+        """For the configurations in force; the plan keeps what it made."""
+        x = self.inputs
+        groups = x.q.shape[1] // x.k.shape[1]
+        return dma_triton.structures(self._plan, self._delta, backward, x.q.shape[3], x.q.dtype, groups)
+
+    def _run_forward(self, backward: bool) -> tuple[Tensor, Tensor, Tensor]:
         x = self.inputs
         with torch.no_grad():
-            return ops.forward(x.q, x.k, x.v, self._delta, *structures, x.scale)
+            return ops.forward(x.q, x.k, x.v, self._delta, *self._structures(backward), x.scale)
 
     def __call__(self, kernel: str) -> dict[str, Tensor]:
         """What the pass that holds the kernel computes, by name."""
         x = self.inputs
         if kernel == "forward":
-            return dict(zip(("out", "lse"), self._run_forward(self._forward), strict=False))
+            return dict(zip(("out", "lse"), self._run_forward(backward=False), strict=False))
         out, _, relative_lse = self._saved
-        given = (x.dout, x.q, x.k, x.v, self._delta, *self._backward, out, relative_lse, x.scale)
+        given = (x.dout, x.q, x.k, x.v, self._delta, *self._structures(backward=True), out, relative_lse, x.scale)
         with torch.no_grad():
             return dict(zip(("dq", "dk", "dv", "ddelta"), ops.backward(*given), strict=True))
 
@@ -181,5 +184,5 @@ def winners(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
 
 def words(config: Config) -> str:
     """A configuration in few words."""
-    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead
+    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead + ", even" * config.even
     return f"{config.block_m}x{config.block_n}, {config.warps} warps, {config.stages} stages{more}"

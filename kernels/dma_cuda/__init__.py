@@ -12,7 +12,7 @@ from torch import Tensor
 from dmabench.kernels import nvrtc
 from dmabench.kernels.dma_cuda import hopper, ops
 from dmabench.kernels.dma_cuda.hopper_backward import PAIR
-from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, TILE, step_ends
+from dmabench.kernels.dma_cuda.launch import BLOCK_Q, HEAD_DIMS, ROWS, TILE
 from dmabench.kernels.plan import Plan
 from dmabench.kernels.registry import Backend, Problem, needs_half, wants_gradient
 
@@ -49,10 +49,7 @@ def _tiles(plan: Plan, groups: int) -> list[Tensor]:
     """Which queries each tile of keys meets, and where their steps end."""
     together = PAIR if hopper.serves("dkdv", plan.evict_BGT.device) else TILE
     blocks = plan.tiles(BLOCK_Q, together)
-    ends = plan.derived(
-        ("cuda steps", groups, together),
-        lambda: step_ends(blocks.first_BGN, blocks.last_BGN, plan.query_len, groups),
-    )
+    ends = plan.derived(("step ends", together, groups, ROWS), lambda: blocks.step_ends(groups, ROWS, plan.query_len))
     return [plan.order_BGT, *_ranges(plan), ends]
 
 

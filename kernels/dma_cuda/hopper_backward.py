@@ -115,7 +115,7 @@ def backward_dkdv(
     dout: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as launch.backward_dkdv, but `tiles` end with the `step_ends` of tiles of PAIR keys."""
+    """The same as launch.backward_dkdv, but `tiles` end with the Tiles.step_ends of tiles of PAIR keys."""
     dk, dv, ddelta = k.new_empty(k.shape), v.new_empty(v.shape), delta.new_empty(delta.shape)
     order, *ranges, ends = tiles
     blocks = hopper.multiprocessors(q.device) if ends.numel() else 0

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 128)
 BLOCK_Q, TILE = 128, 64
 _THREADS = 128
-_ROWS = 64
+ROWS = 64
+"""Queries of a step of backward_dkdv."""
 _KEYS = {"forward": 64, "backward_dq": 32}
 _KEPT, _PART = 120, 28  # struct Kept of schedule.cuh, Part of backward_dkdv.cu
 
@@ -92,7 +93,8 @@ def backward(
     """dq, dk, dv in q's dtype and ddelta (float32), contiguous. Keys that no query attends to get exact zeros.
 
     Args:
-        tiles: the order of the keys; first, last, full_first and full_last of its tiles of 64; and `step_ends` of them.
+        tiles: the order of the keys; first, last, full_first and full_last of its tiles of 64; and their
+            Tiles.step_ends.
         dq_with, dkdv_with: what takes the place of `backward_dq` and `backward_dkdv`.
     """
     q, k, v, dout = map(addressable, (q, k, v, dout))
@@ -161,18 +163,6 @@ def backward_dkdv(
     )
     _launch("backward_join", q, False, blocks, (order, ends, parts, dk, dv, ddelta), (), sizes, scale)
     return dk, dv, ddelta
-
-
-def step_ends(first: Tensor, last: Tensor, query_len: int, groups: int) -> Tensor:
-    """int64 [B * G * N]: the steps of backward_dkdv for all tiles up to and with each, 64 queries of one head a step.
-
-    Args:
-        first, last: int32 [B, G, N], ranges of tiles in blocks of 128 queries.
-        groups: query heads that share a key/value head.
-    """
-    per_block = BLOCK_Q // _ROWS
-    steps = (last * per_block).clamp(max=-(-query_len // _ROWS)) - first * per_block
-    return (steps * groups).clamp_(min=1).flatten().cumsum(0, dtype=torch.int64)
 
 
 @cache

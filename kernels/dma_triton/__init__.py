@@ -52,7 +52,7 @@ def _tiles(plan: Plan) -> Tiles:
 
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:
     """Make what the call needs from the plan; the call does it by itself if this was not called."""
-    structures(plan, delta, problem.backward)
+    structures(plan, delta, problem.backward, problem.head_dim, problem.dtype, problem.groups)
 
 
 def _executed_pairs(*, plan: Plan, problem: Problem) -> int:
@@ -67,25 +67,51 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, delta: Tensor, plan: Plan, scale:
     """See `dmabench.kernels.dynamic_mask_attention`; `plan` holds the window."""
     if why := _missing(q.device.type):
         raise Unsupported(why)
-    out, lse, _ = ops.forward(q, k, v, delta, *structures(plan, delta, wants_gradient(q, k, v, delta)), scale)
+    backward, groups = wants_gradient(q, k, v, delta), q.shape[1] // k.shape[1]
+    out, lse, _ = ops.forward(q, k, v, delta, *structures(plan, delta, backward, q.shape[3], q.dtype, groups), scale)
     return out, lse.detach()
 
 
-def structures(plan: Plan, delta: Tensor, backward: bool) -> tuple[Tensor | None, ...]:
+def structures(
+    plan: Plan, delta: Tensor, backward: bool, head_dim: int, dtype: torch.dtype, groups: int
+) -> tuple[Tensor | None, ...]:
     """The tensors of the plan that `ops.forward` takes after delta: evict, references, keys, full, count, order, first,
-    last, full_first, full_last; None for what is not needed."""
-    lists = tiles = None
+    last, full_first, full_last, ends; None for what is not needed.
+
+    Args:
+        head_dim, dtype, groups: of the call; with them the configuration that is chosen for it.
+    """
+    lists = tiles = ends = None
     if plan.gathers:
         lists = plan.key_lists()
     if backward or not plan.gathers:
         tiles = _tiles(plan)
+    if backward:
+        ends = _step_ends(plan, groups, *_shares(head_dim, dtype, plan.evict_BGT.device, groups))
     return (
         plan.evict_BGT,
         plan.references(delta),
         *((lists.keys_BGQL, lists.full_BGQ, lists.count_BGQ) if lists else (None,) * 3),
         plan.order_BGT if backward else None,
         *((tiles.first_BGN, tiles.last_BGN, tiles.full_first_BGN, tiles.full_last_BGN) if tiles else (None,) * 4),
+        ends,
     )
+
+
+@torch.compiler.assume_constant_result
+def _shares(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> tuple[bool, int]:
+    """Whether programs share the gradients of keys evenly, and how many keys a tile has for them. Looked up in files
+    and in what the device says of itself, where torch.compile cannot follow."""
+    config = configs.for_call(head_dim, dtype, device, groups).keys
+    return config.even, config.block_n
+
+
+def _step_ends(plan: Plan, groups: int, even: bool, block_n: int) -> Tensor | None:
+    if not even:
+        return None
+    tiles = plan.tiles(_BLOCK_Q, block_n)
+    key = ("step ends", block_n, groups, _BLOCK_Q)
+    return plan.derived(key, lambda: tiles.step_ends(groups, _BLOCK_Q, plan.query_len))
 
 
 BACKENDS = [

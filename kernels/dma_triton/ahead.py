@@ -20,7 +20,7 @@ SHARED_MEMORY |= {100: configs.HOPPER, 120: configs.CONSUMER}
 """Bytes a block may take, by compute capability as one number."""
 _KERNEL = dict(zip(KERNELS, ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel"), strict=True))
 _HALF = ("q", "k", "v", "out", "dout", "dq", "dk", "dv")
-_FLOAT = ("delta", "references", "lse", "relative_lse", "lse_log2", "lses_log2", "row_sums", "ddelta")
+_FLOAT = ("delta", "references", "lse", "relative_lse", "lse_log2", "lses_log2", "row_sums", "ddelta", "parts")
 _INT = ("evict", "keys", "full", "count", "order", "first", "last", "full_first", "full_last")
 
 
@@ -65,14 +65,16 @@ def options_of(kernel: str, config: Config) -> dict[str, Any]:
 
 def signature_of(kernel: str, config: Config, head_dim: int, dtype: torch.dtype) -> tuple[dict, dict, dict]:
     """Types of parameters, values of constants, and hints (divisible by 16) by place, for triton's ASTSource."""
-    known = {"GATHERS": True, "AHEAD": config.ahead, "HEADS": config.heads, "HEAD_DIM": head_dim}
+    known = {"GATHERS": True, "AHEAD": config.ahead, "HEADS": config.heads, "EVEN": config.even, "HEAD_DIM": head_dim}
+    if not config.even:
+        known |= {"ends": None, "parts": None}
     known |= {"BLOCK_D": configs.block_d(head_dim), **config.options()}
     types = dict.fromkeys(_HALF, {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype])
-    types |= dict.fromkeys(_FLOAT, "*fp32") | dict.fromkeys(_INT, "*i32")
+    types |= dict.fromkeys(_FLOAT, "*fp32") | dict.fromkeys(_INT, "*i32") | {"ends": "*i64"}
     signature, constants, hints = {}, {}, {}
     for place, parameter in enumerate(getattr(ops, _KERNEL[kernel]).params):
         name = parameter.name
-        if parameter.is_constexpr:
+        if parameter.is_constexpr or name in known:
             signature[name], constants[name] = "constexpr", known[name]
             continue
         signature[name] = types.get(name, "fp32" if name.startswith("scale") else "i32")

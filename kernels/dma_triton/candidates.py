@@ -9,7 +9,7 @@ from typing import Any
 
 from dmabench.kernels.dma_triton.tuned import Config
 
-# block_m, block_n, warps, stages, heads, ahead. By head dimension as the kernels see it, half precision.
+# block_m, block_n, warps, stages, heads, ahead, even. By head dimension as the kernels see it, half precision.
 _BY_QUERY = {
     64: [
         (128, 64, 4, 2, 1, False), (128, 64, 4, 3, 1, True), (128, 64, 8, 3, 1, True), (64, 64, 4, 3, 1, True),
@@ -34,10 +34,13 @@ _QUERIES = {
     256: [(64, 32, 4, 2, 1, True), (64, 32, 8, 2, 2, True), (64, 32, 8, 2, 1, True), (64, 16, 4, 2, 1, True)],
 }  # fmt: skip
 _KEYS = {
-    64: [(64, 128, 8, 2), (64, 64, 4, 3), (32, 64, 4, 3), (128, 64, 4, 2), (64, 64, 8, 2), (128, 64, 8, 2)],
+    64: [
+        (64, 128, 8, 2, 1, False, True), (64, 64, 4, 2, 1, False, True), (64, 64, 4, 3, 1, False, True),
+        (64, 64, 8, 2, 1, False, True), (64, 128, 8, 2), (64, 64, 4, 3), (128, 64, 8, 2),
+    ],
     128: [
-        (32, 128, 8, 2), (32, 128, 8, 3), (64, 64, 8, 2), (32, 64, 4, 3), (64, 64, 8, 3), (32, 64, 8, 2),
-        (16, 128, 8, 3), (64, 64, 4, 2),
+        (32, 128, 8, 2, 1, False, True), (32, 64, 4, 2, 1, False, True), (32, 128, 8, 3, 1, False, True),
+        (64, 64, 8, 2, 1, False, True), (32, 64, 4, 3, 1, False, True), (32, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 3),
     ],
     256: [(16, 64, 4, 2), (16, 64, 8, 2), (32, 64, 8, 3), (32, 32, 4, 2), (64, 64, 8, 2)],
 }  # fmt: skip

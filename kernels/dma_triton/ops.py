@@ -3,15 +3,17 @@
 `torch.ops.dmabench.dma_triton_forward` and `_backward` take plain tensors. The plan's lists are per key/value head:
 keys, full, count where keys are gathered (see key_lists.py); first, last, full_first, full_last are the ranges of the
 plan's tiles of 64 keys, and order the keys' order (see plan.py). The backward needs order and tiles always, the forward
-the tiles where it does not gather. Scores are computed relative to `references` (see Plan.references).
+the tiles where it does not gather; `ends` is Tiles.step_ends, where programs share the gradients of keys evenly. Scores
+are computed relative to `references` (see Plan.references).
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmabench.kernels.dma_triton.backward_keys import backward_keys_kernel
+from dmabench.kernels.dma_triton.backward_keys import backward_keys_kernel, join_kernel
 from dmabench.kernels.dma_triton.backward_queries import backward_queries_kernel
 from dmabench.kernels.dma_triton.configs import Configs, block_d, for_call
 from dmabench.kernels.dma_triton.forward import forward_kernel
@@ -24,6 +26,7 @@ LOG2E = 1.4426950408889634
 launch_forward = Launcher(forward_kernel)
 launch_backward_queries = Launcher(backward_queries_kernel)
 launch_backward_keys = Launcher(backward_keys_kernel)
+launch_join = Launcher(join_kernel)
 
 
 def _configs(q: Tensor, k: Tensor) -> Configs:
@@ -78,6 +81,7 @@ def _forward(
     last: Tensor | None,
     full_first: Tensor | None,
     full_last: Tensor | None,
+    ends: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out in q's dtype and layout; lse, and lse relative to `references`, float32 [B, H, Tq]."""
@@ -117,6 +121,7 @@ def _backward(
     last: Tensor,
     full_first: Tensor,
     full_last: Tensor,
+    ends: Tensor | None,
     out: Tensor,
     relative_lse: Tensor,
     scale: float,
@@ -126,7 +131,7 @@ def _backward(
     delta = delta.contiguous()
     dq, dk, dv = (_empty_like(x) for x in (q, k, v))
     ddelta = torch.empty(delta.shape, dtype=torch.float32, device=q.device)
-    (B, H, Tq), (G, Tk) = q.shape[:3], k.shape[1:3]
+    B, H, Tq = q.shape[:3]
     # For the second kernel, with whole blocks of rows.
     row_sums, lses_log2 = torch.empty((2, B, H, -(-Tq // BLOCK_Q) * BLOCK_Q), dtype=torch.float32, device=q.device)
     configs = _configs(q, k)
@@ -141,15 +146,50 @@ def _backward(
             (queries, q.dtype, q.shape[3], keys is None),
             lambda: _named_by_query(q, queries, keys is not None),
         )  # fmt: skip
-        launch_backward_keys(
-            B * G * -(-Tk // by_key.block_n),
-            (q, k, v, delta, evict, references, order, first, last, full_first, full_last, lses_log2, row_sums, dout,
-             dk, dv, ddelta),
-            (*_strides(q, k, v, dout, dk, dv), *_sizes(q, k), scale, scale * LOG2E),
-            (by_key, q.dtype, q.shape[3]),
-            lambda: _named(q, by_key),
+        _launch_keys(
+            by_key, q, k, v, delta, evict, references, order, first, last, full_first, full_last, ends, lses_log2,
+            row_sums, dout, dk, dv, ddelta, scale,
         )  # fmt: skip
     return dq, dk, dv, ddelta
+
+
+def _launch_keys(config: Config, q, k, v, delta, evict, references, order, first, last, full_first, full_last, ends,
+                 lses_log2, row_sums, dout, dk, dv, ddelta, scale: float) -> None:  # fmt: skip
+    """The gradients of keys, values and delta: a tile a program; or shared evenly, and those of shared tiles joined."""
+    tiles = k.shape[0] * k.shape[1] * -(-k.shape[2] // config.block_n)
+    programs, parts = tiles, None
+    # Those of a forward that another configuration served would be of other tiles.
+    even = config.even and ends is not None and ends.numel() == tiles
+    if even:
+        programs = min(tiles, programs_at_once(q.device, config.warps))
+        floats = config.block_n * (2 * block_d(q.shape[3]) + 1)
+        parts = torch.empty((2 * programs, floats), dtype=torch.float32, device=q.device)
+    ends = ends if even else None
+    launch_backward_keys(
+        programs,
+        (q, k, v, delta, evict, references, order, first, last, full_first, full_last, ends, lses_log2, row_sums, dout,
+         dk, dv, ddelta, parts),
+        (*_strides(q, k, v, dout, dk, dv), *_sizes(q, k), tiles, scale, scale * LOG2E),
+        (config, q.dtype, q.shape[3], even),
+        lambda: {**_named(q, config), "EVEN": even},
+    )  # fmt: skip
+    if even:
+        launch_join(
+            programs,
+            (order, ends, parts, dk, dv, ddelta),
+            (*_strides(dk, dv), k.shape[1], k.shape[2], tiles, scale),
+            (config, q.dtype, q.shape[3]),
+            lambda: {"HEAD_DIM": q.shape[3], "BLOCK_D": block_d(q.shape[3]), "BLOCK_N": config.block_n, "num_warps": 8},
+        )
+
+
+@cache
+def programs_at_once(device: torch.device, warps: int) -> int:
+    """How many programs of the gradients of keys a GPU holds, whose threads take all registers they may; an even share
+    of less is of no use. Interpreted: a few, so that tiles are shared."""
+    if device.type == "cpu":
+        return 5
+    return torch.cuda.get_device_properties(device).multi_processor_count * max(1, 8 // warps)
 
 
 def _empty_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, delta: Tensor, *_) -> tuple[Tensor, ...]:
@@ -164,7 +204,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = backward(dout, *ctx.saved_tensors, ctx.scale)
-    return *grads, *(None,) * 11
+    return *grads, *(None,) * 12
 
 
 forward = operator("dma_triton_forward", _forward, _empty_forward, setup=_setup_context, gradients=_differentiate)

@@ -23,7 +23,7 @@ _SOURCES = ("tiles.py", "forward.py", "backward_queries.py", "backward_keys.py")
 @dataclass(frozen=True)
 class Config:
     """How one kernel is compiled. `block_m` divides 128, `block_n` divides 64, or 128 for the gradients of the keys;
-    `heads` and `ahead` are of the other two, which read keys for a block of queries.
+    `heads` and `ahead` are of the other two, which read keys for a block of queries; `even` is of those gradients.
 
     Raises:
         ValueError: sizes that no kernel takes.
@@ -39,10 +39,12 @@ class Config:
     """Query heads of a group that one program takes, so that keys are gathered once for them."""
     ahead: bool = False
     """Where keys are gathered by list: whether their positions are read a step before their rows."""
+    even: bool = False
+    """For the gradients of keys: whether programs share the steps of all tiles evenly, rather than take a tile each."""
 
     def __post_init__(self) -> None:
         sizes = (self.block_m, self.block_n, self.warps, self.stages, self.heads)
-        whole = all(type(size) is int and size > 0 for size in sizes) and type(self.ahead) is bool
+        whole = all(type(size) is int and size > 0 for size in sizes) and type(self.ahead) is type(self.even) is bool
         if not whole or 128 % self.block_m or 128 % self.block_n or self.warps & (self.warps - 1) or self.warps > 32:
             raise ValueError(f"{self} is no configuration of these kernels")
 
@@ -56,7 +58,11 @@ def require_fit(kernel: str, config: Config) -> None:
     """ValueError where the kernel (one of KERNELS) does not take the configuration."""
     if kernel not in KERNELS:
         raise ValueError(f"{kernel} is none of {', '.join(KERNELS)}")
-    if (config.heads > 1 or config.ahead) if kernel == "keys" else 64 % config.block_n:
+    if kernel == "keys":
+        misfit = config.heads > 1 or config.ahead or (config.even and config.block_n < 64)
+    else:
+        misfit = config.even or 64 % config.block_n
+    if misfit:
         raise ValueError(f"{config} is no configuration of the kernel {kernel!r}")
 
 

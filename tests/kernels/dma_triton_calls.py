@@ -91,7 +91,7 @@ def _arguments(gathers, device):
     plan = make_plan(delta, 20)
     leaves = [x.requires_grad_() for x in (q, k, v, delta)]
     with patch.object(Plan, "gathers", gathers):
-        return (*leaves, *dma_triton.structures(plan, delta, backward=True), 0.25)
+        return (*leaves, *dma_triton.structures(plan, delta, True, 16, q.dtype, 2), 0.25)
 
 
 def opcheck(gathers, device="cpu"):
@@ -102,14 +102,22 @@ def opcheck(gathers, device="cpu"):
     torch.library.opcheck(torch.ops.dmabench.dma_triton_backward.default, (*saved, arguments[-1]))
 
 
-def compiled(gathers, device="cpu"):
-    """The largest difference that torch.compile makes to the outputs and gradients."""
-    arguments = _arguments(gathers, device)
-    function = torch.compile(lambda *x: dma_triton.ops.forward(*x), fullgraph=True, backend="aot_eager")
-    results = []
-    for call in (function, dma_triton.ops.forward):
-        out, lse, _ = call(*arguments)
-        results.append([out, lse, *torch.autograd.grad(out.square().sum(), arguments[:4])])
+def compiled(gathers, blocks, device="cpu"):
+    """The largest difference that torch.compile makes to the outputs and gradients of a call, which it sees whole."""
+    leaves = _arguments(gathers, device)[:4]
+    plan = make_plan(leaves[3].detach(), 20)
+
+    def function(q, k, v, delta):
+        return dma_triton.attend(q, k, v, delta=delta, plan=plan, scale=0.25)
+
+    torch.compiler.reset()  # how tiles are shared is a constant of what was compiled
+    results, chosen = [], configs.Configs(*(configs.Config(*one) for one in blocks))
+    with configs.forced(chosen), patch.object(Plan, "gathers", gathers):
+        problem = Problem(device, torch.float32, 1, 2, 1, 70, 70, 16, 20, backward=True)
+        dma_triton.prepare(plan=plan, delta=leaves[3], problem=problem)
+        for call in (torch.compile(function, fullgraph=True, backend="aot_eager"), function):
+            out, lse = call(*leaves)
+            results.append([out, lse, *torch.autograd.grad(out.square().sum(), leaves)])
     return max(float((a - b).detach().abs().max()) for a, b in zip(*results, strict=True))
 
 

@@ -61,7 +61,7 @@ class Case:
         q, k, v, delta = self.leaves
         ranges = dma_cuda._ranges(self.plan)
         pairs = self.plan.tiles(launch.BLOCK_Q, hopper_backward.PAIR)
-        ends = launch.step_ends(pairs.first_BGN, pairs.last_BGN, self.plan.query_len, q.shape[1] // k.shape[1])
+        ends = pairs.step_ends(q.shape[1] // k.shape[1], launch.ROWS, self.plan.query_len)
         tiles = [self.plan.order_BGT, *ranges, ends]
         given = (q, k, v, delta, self.plan.evict_BGT, self.origins, tiles, self.relative_lse, self.rowsum.float())
         found = hopper_backward.backward_dkdv(*given, self.dout, self.scale)

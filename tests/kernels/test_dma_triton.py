@@ -119,7 +119,7 @@ def test_forward_and_gradients(call, check, inputs, case, gathers):
 # tiles of keys a program.
 BLOCKS = [
     ((128, 32, 4, 3, 2, True), (64, 32, 4, 3, 2, True), (64, 32, 4, 2)),
-    ((64, 64, 4, 2, 4, False), (32, 64, 4, 3, 1, True), (64, 128, 8, 2)),
+    ((64, 64, 4, 2, 4, False), (32, 64, 4, 3, 1, True), (64, 128, 8, 2, 1, False, True)),
 ]
 
 
@@ -137,6 +137,19 @@ def test_two_tiles_of_keys_a_program(call, check, inputs, gathers):
     check(
         inputs(1, 1, 1, 300, 300, 16, FP32 if isinstance(call, _Child) else BF16), 150, gathers=gathers, blocks=blocks
     )
+
+
+# The programs of the gradients of keys share tiles: five of them where they are interpreted.
+EVEN = ((128, 64, 8, 2), (128, 64, 8, 2), (32, 64, 4, 2, 1, False, True))
+
+
+@pytest.mark.parametrize("T, window, H, G", [(300, 40, 4, 1), (300, 300, 4, 2), (64, 5, 1, 1), (700, 1, 1, 1)])
+def test_tiles_shared_evenly(call, check, inputs, T, window, H, G):
+    """A tile that all programs share, two in one program, one that is dead, fewer tiles than programs."""
+    key_mask = torch.ones(2, T, dtype=torch.bool)
+    key_mask[1, : T // 2] = False
+    dtype = FP32 if isinstance(call, _Child) else BF16
+    check(inputs(2, H, G, T, T, 16, dtype), window, key_mask=key_mask, blocks=EVEN)
 
 
 @BOTH_WAYS
@@ -177,12 +190,13 @@ def test_many_blocks(check, inputs, D, gathers):
     gathers=st.booleans(),
     padded=st.booleans(),
     seed=st.integers(0, 10**6),
+    blocks=st.sampled_from((None, EVEN)),
 )
 @pytest.mark.parametrize("call", ["interpreter"], indirect=True)
-def test_small_shapes(check, inputs, B, G, groups, T, rows, D, w, dtype, gathers, padded, seed):
+def test_small_shapes(check, inputs, B, G, groups, T, rows, D, w, dtype, gathers, padded, seed, blocks):
     tensors = inputs(B, G * groups, G, max(1, round(rows * T)), T, D, dtype, seed)
     key_mask = torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 0.6 if padded else None
-    check(tensors, w, key_mask=key_mask, gathers=gathers)
+    check(tensors, w, key_mask=key_mask, gathers=gathers, blocks=blocks)
 
 
 @BOTH_WAYS
@@ -267,8 +281,9 @@ def test_opcheck(call, gathers):
 
 
 @BOTH_WAYS
-def test_compiled(call, gathers):
-    assert call("compiled", gathers) == 0.0
+@pytest.mark.parametrize("blocks", [BLOCKS[0], EVEN], ids=["whole tiles", "even"])
+def test_compiled(call, gathers, blocks):
+    assert call("compiled", gathers, blocks) == 0.0
 
 
 def test_executed_pairs(call, inputs, definition):

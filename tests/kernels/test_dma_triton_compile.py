@@ -4,6 +4,7 @@ What is compiled is what the operators launch: the launches are recorded, with t
 """
 
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ SHARED = ahead.SHARED_MEMORY
 KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel")
 BF16, FP32 = torch.bfloat16, torch.float32
 _TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+_TYPES[torch.int64] = "*i64"
 
 
 class _Recorder:
@@ -35,17 +37,18 @@ class _Recorder:
 def compile_kernel(monkeypatch):
     """compile_kernel(kernel, cc, D, dtype, gathers) -> what triton.compile returns."""
 
-    def run(kernel, cc, D, dtype=BF16, gathers=True, signature_alone=False):
+    def run(kernel, cc, D, dtype=BF16, gathers=True, signature_alone=False, keys=None):
         recorder = _Recorder()
+        chosen = configs.choose(D, dtype, SHARED[cc])
         with monkeypatch.context() as patched:
             patched.setattr(Plan, "gathers", gathers)
-            patched.setattr(configs, "shared_memory", lambda device: SHARED[cc])
-            for name in KERNELS:
+            patched.setattr(configs, "_forced", replace(chosen, keys=keys or chosen.keys))
+            for name in (*KERNELS, "join_kernel"):
                 launcher = getattr(ops, f"launch_{name.removesuffix('_kernel')}")
                 patched.setattr(launcher, "kernel", recorder if name == kernel else _Recorder())
             q, k, v = (torch.empty(1, heads, 256, D, dtype=dtype) for heads in (4, 2, 2))
             delta = torch.rand(1, 2, 256)
-            structures = dma_triton.structures(make_plan(delta, 100), delta, backward=True)
+            structures = dma_triton.structures(make_plan(delta, 100), delta, True, D, dtype, 2)
             out, _, relative_lse = ops.forward(q, k, v, delta, *structures, 0.1)
             ops.backward(out, q, k, v, delta, *structures, out, relative_lse, 0.1)
         ((arguments, named),) = recorder.calls
@@ -129,17 +132,26 @@ def test_no_loop_spills_on_an_h100(compile_kernel, tmp_path, kernel, D, gathers)
         assert taken.stack == 0
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_what_is_compiled_ahead_is_what_is_launched(compile_kernel, field):
+EVEN = configs.Config(32, 128, 8, 2, even=True)
+
+
+@pytest.mark.parametrize(("field", "keys"), [*((field, None) for field in FIELDS), ("keys", EVEN)])
+def test_what_is_compiled_ahead_is_what_is_launched(compile_kernel, field, keys):
     kernel = dict(zip(FIELDS, KERNELS, strict=True))[field]
-    *launched, options = compile_kernel(kernel, 90, 128, signature_alone=True)
-    config = getattr(configs.choose(128, BF16, SHARED[90]), field)
+    *launched, options = compile_kernel(kernel, 90, 128, signature_alone=True, keys=keys)
+    config = keys or getattr(configs.choose(128, BF16, SHARED[90]), field)
     assert launched == list(ahead.signature_of(field, config, 128, BF16))
     assert options == ahead.options_of(field, config)
 
 
+@pytest.mark.parametrize("cc", [80, 90])
+def test_the_joining_of_shared_tiles_compiles_and_fits(compile_kernel, cc):
+    taken = ahead.taken(compile_kernel("join_kernel", cc, 128, keys=EVEN))
+    assert (taken.stack, taken.spills) == (0, 0) and taken.shared <= SHARED[cc]
+
+
 # The candidates of `dmabench tune` that results/LOG.md (2026-11-30) predicts something of, at D = 128.
-PREDICTED = [("forward", 0), ("forward", 2), ("queries", 0), ("queries", 1), ("keys", 0)]
+PREDICTED = [("forward", 0), ("forward", 2), ("queries", 0), ("queries", 1), ("keys", 0), ("keys", 1)]
 
 
 @pytest.mark.parametrize(("field", "which"), PREDICTED)

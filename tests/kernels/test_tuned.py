@@ -1,7 +1,7 @@
 """Tuned configurations of the Triton kernels: kept in a user's cache, and taken by calls they were made for alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -92,6 +92,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
         (True, 64, 4, 2),
         (128, 64.0, 4, 2),
         (128, 64, 4, 2, 1, 1),
+        (128, 64, 4, 2, 1, False, 1),
     ],
 )
 def test_sizes_that_no_kernel_takes_are_refused(sizes):
@@ -103,7 +104,8 @@ def test_what_one_kernel_takes_another_may_not():
     wide = Config(32, 128, 8, 2)
     tuned.store(KEY, {"keys": wide}, {})
     assert tuned.read(KEY) == {"keys": wide}
-    for kernel, config in (("forward", wide), ("queries", wide), ("keys", ONE)):
+    even, small = replace(TWO, even=True), Config(32, 32, 8, 2, even=True)
+    for kernel, config in (("forward", wide), ("queries", wide), ("keys", ONE), ("queries", even), ("keys", small)):
         with pytest.raises(ValueError, match="no configuration of the kernel"):
             tuned.store(KEY, {kernel: config}, {})
 

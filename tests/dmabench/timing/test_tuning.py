@@ -173,9 +173,19 @@ def test_the_work_gives_the_passes_what_a_call_would(monkeypatch):
     work = tuning.Work(Inputs(shape), "iid", 64)
     assert set(work("forward")) == {"out", "lse"} and set(work("keys")) == {"dq", "dk", "dv", "ddelta"}
     *structures, scale = given["forward"]
-    assert scale == 0.25 and len(structures) == 10 and structures[5] is None  # no order: no backward follows
+    assert scale == 0.25 and len(structures) == 11 and structures[5] is None  # no order: no backward follows
     dout, (*structures, out, relative_lse, scale) = given["backward"]
-    assert structures[5] is not None and out.shape == dout.shape and relative_lse.shape == (1, 4, 512)
+    assert (
+        structures[5] is not None
+        and structures[10] is None
+        and out.shape == dout.shape
+        and relative_lse.shape == (1, 4, 512)
+    )
+    base = configs.choose(16, torch.float32, configs.HOPPER)
+    with configs.forced(replace(base, keys=Config(64, 128, 4, 2, even=True))):
+        work("keys")
+    dout, (*structures, out, relative_lse, scale) = given["backward"]
+    assert structures[10].shape == (2 * 512 // 128,)  # the steps of a configuration are of its own tiles
 
 
 def test_configs_have_the_fields_that_are_tuned():
