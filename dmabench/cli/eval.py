@@ -24,6 +24,8 @@ EXAMPLES = """
 
   torchrun --nproc-per-node 8 -m dmabench eval --model Qwen/Qwen3-0.6B --suite paper --data DIR
 """
+FIRST = "dmabench eval --tasks sample"
+"""What makes a run without any checkpoint or text."""
 WHAT, HOW = "What to score", "How"
 BATCH = {"cuda": 64, "cpu": 8}
 """Sequences at once by default."""
@@ -140,7 +142,7 @@ def _score(
     except ValueError as error:
         raise Refusal(str(error)) from error
 
-    resumed = None if resume is None else find_run(results_root(results), resume)
+    resumed = None if resume is None else find_run(results_root(results), resume, FIRST)
 
     # What can be refused has been: these import lm_eval.
     from dmabench.cli.eval_output import progress_bar

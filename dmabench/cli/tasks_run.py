@@ -70,12 +70,17 @@ def _open(
         if options["resume"] is None:
             run = Run.start(root, task.name, sys.argv[1:], settings, found)
         else:
-            run = Run.resume(find_run(root, options["resume"]), task.name, settings, found)
+            run = Run.resume(find_run(root, options["resume"], _first(task)), task.name, settings, found)
         opened.append(run)
         return str(run.path), sorted(run.done())
 
     path, done = ranks.from_first(make, settings["device"])
     return (opened[0] if opened else Run(Path(path), {})), set(done)
+
+
+def _first(task: Task) -> str:
+    """The command that makes a run of the task, the smallest that it has."""
+    return f"dmabench {task.name}{' --quick' * ('quick' in task.presets)}"
 
 
 @contextmanager

@@ -205,8 +205,11 @@ def run_paths(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (_started(path), path.name))
 
 
-def find_run(root: Path, name: str) -> Path:
+def find_run(root: Path, name: str, first: str = "dmabench kernels --quick") -> Path:
     """The folder of a run named by its path, its name anywhere under root, or `latest`.
+
+    Args:
+        first: the command that makes a run, which a Refusal names where root has none.
 
     Raises Refusal for an unknown name, offering the nearest.
     """
@@ -214,11 +217,13 @@ def find_run(root: Path, name: str) -> Path:
     if name == "latest":
         if known:
             return known[-1]
-        raise Refusal(f"there is no run under {root} yet: make one with `dmabench kernels --quick`.")
+        raise Refusal(f"there is no run under {root} yet: make one with `{first}`.")
     named = [path for path in known if path.name == name]
     for path in (root / name, *named[-1:], Path(name).expanduser()):
         if (path / MANIFEST).is_file():
             return path
+    if not known:
+        raise Refusal(f"there is no run {name!r} under {root}, nor any other yet: make one with `{first}`.")
     near = difflib.get_close_matches(name, [path.name for path in known], n=1, cutoff=0.3)
     hint = f"did you mean {near[0]}?" if near else "`dmabench list runs` shows the runs."
     raise Refusal(f"there is no run {name!r} under {root}: {hint}")

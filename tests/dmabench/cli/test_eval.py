@@ -80,6 +80,10 @@ def call(*words):
             ["--model", "{model}", "--tasks", "sample_piqa", "--resume", "none", "--device", "cpu"],
             "there is no run 'none'",
         ),
+        (
+            ["--model", "{model}", "--tasks", "sample_piqa", "--resume", "latest", "--device", "cpu"],
+            "make one with `dmabench eval --tasks sample`",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(place, tmp_path, words, told):

@@ -91,6 +91,7 @@ def test_every_axis_is_an_option_and_the_examples_run(call):
         (["--device", "cuda:99"], "use --device cpu"),
         (["--window", "512", "--attention", "dma"], "take --window 80 or less"),
         (["--resume", "nope"], "there is no run 'nope'"),
+        (["--resume", "latest"], "yet: make one with `dmabench toy --quick`"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(call, words, told, tmp_path):

@@ -193,5 +193,11 @@ def test_runs_are_found_in_folders_of_the_root_but_not_among_the_reference(tmp_p
 def test_find_run_offers_the_nearest_name(tmp_path, run):
     with pytest.raises(Refusal, match=f"did you mean {run.name}"):
         runs.find_run(tmp_path, run.name[:-2])
-    with pytest.raises(Refusal, match="there is no run under"):
+
+
+def test_where_no_run_is_the_command_that_makes_one_is_told(tmp_path):
+    with pytest.raises(Refusal, match="there is no run under .* yet: make one with `dmabench kernels --quick`"):
         runs.find_run(tmp_path / "empty", "latest")
+    for name in ("latest", "nope"):
+        with pytest.raises(Refusal, match="yet: make one with `dmabench mqar --quick`"):
+            runs.find_run(tmp_path / "empty", name, "dmabench mqar --quick")
