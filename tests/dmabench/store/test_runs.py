@@ -196,7 +196,7 @@ def test_find_run_offers_the_nearest_name(tmp_path, run):
 
 
 def test_where_no_run_is_the_command_that_makes_one_is_told(tmp_path):
-    with pytest.raises(Refusal, match="there is no run under .* yet: make one with `dmabench kernels --quick`"):
+    with pytest.raises(Refusal, match=r"there is no run under .* yet: make one with `dmabench kernels --quick`"):
         runs.find_run(tmp_path / "empty", "latest")
     for name in ("latest", "nope"):
         with pytest.raises(Refusal, match="yet: make one with `dmabench mqar --quick`"):
