@@ -17,6 +17,7 @@ from dmabench.tasks.mask_statistics import TIMES, chance_overlap, columns, mask_
 from dmabench.tasks.presets import PRESETS as SIZES
 from dmabench.tasks.task import Axis, Cost, Progress, Row, Settings, Task, Tools
 from dmabench.tasks.task_model import model_facts
+from dmabench.tasks.trained import held_out_curve
 
 AXES: tuple[Axis, ...] = (
     Axis("on", str, "What is trained on: text, or recall as dmabench mqar asks for it.", choices=tuple(SUBJECTS)),
@@ -95,6 +96,8 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
         row = {"tested": name, "attention": own["attention"], **learned.score(model), **told, **facts}
         row["loss_change"] = row["test_loss"] - rows[0]["test_loss"] if rows else 0.0
         rows.append(row)
+    if settings["on"] == "language":
+        rows[0] |= held_out_curve([learned.last])
     if own["attention"] == "dma":
         tools.progress(Progress("masks", 0, 1))
         rows[0] |= _masks(learned, own)

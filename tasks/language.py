@@ -6,7 +6,7 @@ One cell is one model. Its checkpoint, tokenizer included, stays in the run's fo
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dmabench.tasks import corpus, token_cache, tokenizer
@@ -24,6 +24,7 @@ from dmabench.tasks.task_model import config_cost, model_facts
 from dmabench.tasks.token_cache import Documents, Tokens
 from dmabench.tasks.tokenizer import Words
 from dmabench.tasks.train import Trained, train
+from dmabench.tasks.trained import held_out_curve
 
 VALIDATIONS = 10
 """How often a stage looks at its validation loss."""
@@ -114,7 +115,8 @@ def run(settings: Settings, tools: Tools) -> list[Row]:
     row = row_of(learned, learned.test(model, settings, tools))
     if os.environ.get("RANK", "0") == "0":
         about = {"settings": names_of(settings), "text": tokens.about, "row": row}
-        curves = {"loss": [one.curve for one in trainings], "validation": [one.validations for one in trainings]}
+        looks = [[asdict(look) for look in one.validations] for one in trainings]
+        curves = {"loss": [one.curve for one in trainings], "validation": looks}
         save(model, words, {**about, **curves}, tools.folder / MODEL)
     ids, labels = Packed(tokens.train, min(last.seqlen, len(tokens.train) - 1), 0).batch(0, _rows(last, words.size))
     row["checkpoint"] = MODEL
@@ -173,6 +175,7 @@ def row_of(learned: Learned, tested: TextLoss) -> Row:
         "chance": 1 / tokens.about["vocabulary"],
         "validation_loss": validation.loss,
         "validation_accuracy": validation.accuracy,
+        **held_out_curve(trainings),
         "loss": last.loss,
         "steps_done": sum(one.steps for one in trainings),
         "trained_tokens": trained,

@@ -22,7 +22,7 @@ from dmabench.tasks.recipe import Recipe, make_optimizer
 from dmabench.tasks.replay import Replay
 from dmabench.tasks.scoring import Score
 from dmabench.tasks.task import Examples, Progress, Tools
-from dmabench.tasks.trained import Past, Trained
+from dmabench.tasks.trained import Past, Trained, Validation
 
 __all__ = ["Recipe", "Trained", "train"]
 
@@ -228,7 +228,7 @@ class _Training:
         score = self.processes.agree(self.validate(self.processes.whole(self.model, self.recipe.shard)))
         self.model.train()
         past.validation = asdict(score)
-        past.validations.append((past.step, score.accuracy))
+        past.validations.append(Validation(past.step, score.accuracy, past.tokens, score.loss))
         past.early = self.recipe.stop_at is not None and score.accuracy >= self.recipe.stop_at
 
     def _report(self, stage: str) -> None:
@@ -236,12 +236,12 @@ class _Training:
             return
         past = self.past
         tokens, seconds = past.paced_tokens or past.tokens, past.paced_seconds or past.seconds
-        accuracy = past.validations[-1][1] if past.validations else None
+        accuracy = past.validations[-1].accuracy if past.validations else None
         self.tools.progress(Progress(stage, past.step, self.recipe.steps, past.curve[-1], accuracy, tokens / seconds))
 
     def _save(self) -> None:
         rest = {
-            "past": asdict(self.past),
+            "past": self.past.as_dict(),
             "recipe": asdict(self.recipe),
             "identity": self.identity,
             "random": self.processes.gather(checkpoint.random_state(self.device)),
@@ -258,4 +258,4 @@ class _Training:
         checkpoint.restore(held, self.module, self.optimizer)
         states = held["rest"]["random"]
         checkpoint.set_random_state(states[self.processes.rank % len(states)], self.device)
-        return Past(**held["rest"]["past"])
+        return Past.of(held["rest"]["past"])

@@ -1,9 +1,23 @@
 """What a training has come to, and how far it is: the one for its caller, the other for its checkpoint."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dmabench.tasks.scoring import Score
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One look at the validation split during a training."""
+
+    step: int
+    """Steps done."""
+    accuracy: float
+    tokens: int | None = None
+    """Trained on until then. None, as is the loss, where a file is from before they were kept."""
+    loss: float | None = None
+    """Mean over labels, natural logarithm."""
 
 
 @dataclass
@@ -25,8 +39,7 @@ class Trained:
     stopped: Literal["finished", "early"]
     curve: list[float]
     """Loss of each step: mean over its labels."""
-    validations: list[tuple[int, float]]
-    """Steps done and accuracy."""
+    validations: list[Validation]
     replayed: int = 0
     """Steps of this run that were replayed from CUDA graphs."""
     not_replayed: str | None = None
@@ -59,5 +72,30 @@ class Past:
     """Without the first step of each run."""
     curve: list[float] = field(default_factory=list)
     validation: dict[str, Any] | None = None
-    validations: list[tuple[int, float]] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
     early: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `of` makes it again from, and torch.load allows with weights_only."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, held: dict[str, Any]) -> "Past":
+        """From a checkpoint; older ones hold pairs of steps and accuracy."""
+        looks = [Validation(**one) if isinstance(one, dict) else Validation(*one) for one in held["validations"]]
+        return cls(**{**held, "validations": looks})
+
+
+def held_out_curve(trainings: Sequence[Trained]) -> dict[str, Any]:
+    """What rows keep of the validations of a model that was trained in these stages, one after the other:
+    {"curve_tokens": tokens trained on, "curve_loss": validation loss after them}, lists alike in length."""
+    tokens: list[int] = []
+    losses: list[float] = []
+    before = 0
+    for training in trainings:
+        for one in training.validations:
+            if one.tokens is not None and one.loss is not None:
+                tokens.append(before + one.tokens)
+                losses.append(float(f"{one.loss:.6g}"))
+        before += training.tokens
+    return {"curve_tokens": tokens, "curve_loss": losses}

@@ -8,7 +8,7 @@ from dmabench.tasks.ablate import TASK
 from dmabench.tasks.ablate_presets import MISSING
 from dmabench.tasks.ablation_subjects import inner
 from dmabench.tasks.ablation_variants import OWN, TESTED, VARIANTS, under_attention
-from dmabench.tasks.mask_statistics import TIMES
+from dmabench.tasks.mask_statistics import QUANTILES, TIMES
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
 from dmabench.tasks.task import Tools
@@ -53,6 +53,11 @@ def test_dma_is_tested_with_every_other_attention_and_its_masks_are_told(tmp_pat
     T = settings["seqlen"]
     assert own["mask_tokens"] == [times * T for _ in range(2) for times in TIMES for _ in range(2)]
     assert 0 < own["overlap"] <= 1 and 0 < own["overlap_untrained"] <= 1 and 0 < own["overlap_chance"] < 1
+    assert all(len(own[f"mask_{name}"]) == len(own["mask_tokens"]) for name in ("age", "overlap", "threshold"))
+    assert all(values == sorted(values) and len(values) == len(QUANTILES) for values in own["mask_quantiles"])
+    curve = own.get("curve_loss", [])
+    assert len(curve) == len(own.get("curve_tokens", [])) and all("curve_loss" not in row for row in rows[1:])
+    assert curve[-1:] == ([pytest.approx(own["validation_loss"], rel=1e-5)] if on == "language" else [])
     assert own["age"] >= 0 and all("age" not in row for row in rows[1:])
 
 

@@ -88,6 +88,10 @@ def test_a_cell_is_one_row_and_a_checkpoint(tmp_path, cell, attention):
     assert model.config.eos_token_id == words.eos_token_id
     about = json.loads((tmp_path / "model" / "training.json").read_text())
     assert len(about["loss"][0]) == 8 and about["settings"]["data"] == "a.jsonl"
+    (looks,) = about["validation"]
+    assert row["curve_tokens"] == [look["tokens"] for look in looks] == list(range(128, 1025, 128))
+    assert row["curve_loss"] == pytest.approx([look["loss"] for look in looks], rel=1e-5)
+    assert looks[-1]["loss"] == row["validation_loss"] and looks[-1]["accuracy"] == row["validation_accuracy"]
 
 
 def test_loss_falls_steadily(tmp_path, cell):
@@ -143,6 +147,7 @@ def test_a_second_stage_has_its_own_length_positions_window_and_text(tmp_path, c
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "model").config
     assert config.rope_parameters["rope_theta"] == 1e5 and config.window == 24
     assert row["trained_tokens"] == 2048 and row["steps_done"] == 16
+    assert row["curve_tokens"] == list(range(128, 2049, 128)) and len(row["curve_loss"]) == 16
 
 
 def test_what_follows_is_filled_in(cell, tmp_path):

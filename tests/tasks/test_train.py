@@ -19,6 +19,7 @@ from dmabench.tasks.scoring import Score, predict
 from dmabench.tasks.task import Progress, Tools
 from dmabench.tasks.task_model import build_model
 from dmabench.tasks.train import Recipe, train
+from dmabench.tasks.trained import Validation
 
 VOCABULARY, PAIRS = 32, 4
 SMALL = {"attention": "mha", "window": 4, "d_model": 16, "layers": 2, "heads": 2, "kv_heads": 1, "seed": 3}
@@ -67,7 +68,7 @@ def test_two_dense_layers_with_a_short_convolution_learn_recall(tmp_path: Path) 
     done = train(model, Recall(), recipe, tools(tmp_path), lambda model: predict(model, *held_out).score())
     assert done.stopped == "early" and done.steps < 400
     assert done.validation is not None and done.validation.accuracy >= 0.95
-    assert done.validations[0][0] == 25 and done.validations[0][1] < 0.5
+    assert done.validations[0].step == 25 and done.validations[0].accuracy < 0.5
     assert predict(model, *Recall(seed=2).batch(0, 64)).score().accuracy > 0.9
 
 
@@ -122,7 +123,8 @@ def test_resumed_training_gives_the_same_bits(tmp_path: Path, attention: str, nu
     assert steps[0] > 6
     assert_same(again.model, weights(through.model))
     assert again.curve == through.curve
-    assert again.validations == through.validations == [(6, 0.5), (12, 0.5), (18, 0.5), (20, 0.5)]
+    looks = [Validation(step, 0.5, step * 4 * 3 * PAIRS, HALF.loss) for step in (6, 12, 18, 20)]
+    assert again.validations == through.validations == looks
     assert again.tokens == through.tokens
 
 
