@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts import thresholds
 from dmabench.charts.parts import apart, dress, legend_beside, rows_of, stem_of
-from dmabench.charts.style import COLOURS
-from dmabench.summaries.controls import judged
+from dmabench.charts.style import COLOURS, MARKERS
+from dmabench.summaries.controls import CONTROL, judged
 from dmabench.summaries.task_layout import length, shared_words
 from dmabench.tasks.task import Task
 
@@ -21,12 +22,26 @@ MARKS = {"own": "o", "mha": "s", "swa": "v", "dma": "^", "no-mask": "D", "no-bia
 COLOUR = {name: "#000000" if name == OWN else COLOURS[at - 1] for at, name in enumerate(MARKS)}
 
 
+def look_of_variant(task: Task, variant: str) -> dict[str, Any]:
+    """Line and marker of a variant, the same in every chart: a colour for each, dashed from the seventh on; MHA, the
+    control, is black."""
+    at = _order(task).index(variant)
+    return {
+        "color": "#000000" if variant == CONTROL else COLOURS[at % len(COLOURS)],
+        "linestyle": "-" if at < len(COLOURS) or variant == CONTROL else "--",
+        "linewidth": 1.3,
+        "marker": MARKERS[at % len(MARKERS)],
+        "markersize": 3.5,
+        "zorder": 4,
+    }
+
+
 def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, Figure]":
-    """Two figures for each subject and size; the second where there are masks."""
+    """Scores of each subject and size; where there are masks, two figures of those."""
     import pandas
 
     told = [row for row in judged(task, rows) if row["chosen"] and row.get("test_loss") is not None]
-    order = next(axis.choices for axis in task.axes if axis.name == "variant")
+    order = _order(task)
     told.sort(key=lambda row: order.index(row["variant"]))
     frame = pandas.DataFrame(told)
     frame["seeds"] = len({row.get("seed") for row in told})
@@ -41,10 +56,19 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
         figures[stem_of(f"{mine[0]['on']}-score", task, figures)] = figure
         masked = [row for row in mine if row.get("mask_tokens") and len(set(row["mask_tokens"])) > 1]
         if masked:
-            figure = _masks(masked)
+            figure = _masks(task, masked)
             dress(figure, f"{task.title}: masks of heads beyond the length of training", words, part, about)
             figures[stem_of(f"{mine[0]['on']}-masks", task, figures)] = figure
+        if told_of := [row for row in mine if thresholds.drawable(row)]:
+            figure = thresholds.figure_of(told_of)
+            title = f"{task.title}: what lets a key in, beyond the length of training"
+            dress(figure, title, words, part, about, [thresholds.NOTE])
+            figures[stem_of(f"{mine[0]['on']}-thresholds", task, figures)] = figure
     return figures
+
+
+def _order(task: Task) -> tuple[str, ...]:
+    return next(axis.choices for axis in task.axes if axis.name == "variant")
 
 
 def _scores(rows: Sequence[Row], score: str) -> "Figure":
@@ -83,7 +107,7 @@ def _scores(rows: Sequence[Row], score: str) -> "Figure":
     return figure
 
 
-def _masks(rows: Sequence[Row]) -> "Figure":
+def _masks(task: Task, rows: Sequence[Row]) -> "Figure":
     """Median age and overlap over length, a line for each variant: means over heads, layers and seeds."""
     from matplotlib.figure import Figure
 
@@ -92,14 +116,10 @@ def _masks(rows: Sequence[Row]) -> "Figure":
     panels = {"age": "median age of live keys (tokens)", "overlap": "overlap of heads (Jaccard)"}
     for number, (name, words) in enumerate(panels.items()):
         axes = figure.add_axes((0.08 + 0.41 * number, 0.24, 0.33, 0.56))
-        for at, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+        for variant in dict.fromkeys(row["variant"] for row in rows):
             values = {tokens: _mean_at(rows, variant, name, tokens) for tokens in lengths}
             known = {tokens: value for tokens, value in values.items() if value is not None}
-            style: dict[str, Any] = {
-                "color": COLOURS[at % len(COLOURS)],
-                "linestyle": "-" if at < len(COLOURS) else "--",
-            }
-            axes.plot(list(known), list(known.values()), marker="o", markersize=3, label=variant, **style)
+            axes.plot(list(known), list(known.values()), label=variant, **look_of_variant(task, variant))
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [length(tokens) for tokens in lengths])
         axes.set_xlabel("tokens of the sequence", fontsize=7)
