@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dmabench.tables.layout import significant
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -22,19 +23,37 @@ def points_of(line: "Line2D") -> list[tuple[float, float]]:
 
 def ends(figure: "Figure") -> str:
     """Each line that has a name (matplotlib's label), with its values at both ends: "Lines: dma/cuda, w 1k 0.344 at
-    8k to 4.34 at 128k; ...", with the title of its panel where there are several. Empty for a chart without any."""
+    8k to 4.34 at 128k; ...", with the title of its panel where there are several. Values are those across where words
+    stand along the y axis. Empty for a chart without any."""
     told = []
     for axes in figure.axes:
-        marks = {float(x): text.get_text() for x, text in zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)}
+        across = _has_words(axes.yaxis)
+        marks = _marks(axes.yaxis if across else axes.xaxis)
         panel = f"{axes.get_title()}: " if len(figure.axes) > 1 and axes.get_title() else ""
         for line in axes.get_lines():
             name = str(line.get_label())
-            points = [(x, y) for x, y in points_of(line) if y == y]
+            points = [(y, x) if across else (x, y) for x, y in points_of(line) if y == y]
             if name.startswith("_") or not points:
                 continue
             said = [
-                f"{significant(y)} at {marks.get(x) or f'{x:.3g}'}" for x, y in dict.fromkeys((points[0], points[-1]))
+                significant(y) + f" at {where}" * (where != name)
+                for x, y in dict.fromkeys((points[0], points[-1]))
+                for where in [marks.get(x) or _number(x)]
             ]
             told.append(f"{panel}{name} {' to '.join(said)}")
     more = f"; and {len(told) - MOST} more" if len(told) > MOST else ""
     return f"Lines: {'; '.join(told[:MOST])}{more}." if told else ""
+
+
+def _marks(axis: "Axis") -> dict[float, str]:
+    """Place -> what is written there, or would be if it did not stand beside the panel before."""
+    places = axis.get_ticklocs()
+    return dict(zip(map(float, places), axis.get_major_formatter().format_ticks(list(places)), strict=True))
+
+
+def _has_words(axis: "Axis") -> bool:
+    return any(word[:1].isalpha() for word in _marks(axis).values())
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

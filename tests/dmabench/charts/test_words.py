@@ -17,6 +17,14 @@ def test_lines_are_told_by_their_ends():
     assert ends(Figure()) == ""
 
 
+def test_values_lie_across_where_words_stand_along_the_y_axis():
+    axes = Figure().add_subplot()
+    axes.plot([2.9, 3.5], [0, 2], label="its own")
+    axes.plot([3.1], [1], label="dma")
+    axes.set_yticks([0, 1, 2], ["mha", "dma", "swa"])
+    assert ends(axes.figure) == "Lines: its own 2.90 at mha to 3.50 at swa; dma 3.10."
+
+
 def test_panels_have_their_titles_and_long_lists_are_cut():
     figure = Figure()
     for number, axes in enumerate(figure.subplots(1, 2)):
