@@ -50,20 +50,27 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
     """{file name stem: figure} of one run's rows; `about` (runs.provenance) goes into the footers."""
     import matplotlib
 
-    from dmabench.charts import ablation, language, needle, patterns, recall, scaling
+    from dmabench.charts import learning
 
     with matplotlib.rc_context(STYLE):
-        if any(row.get("test_len") is not None for row in rows):
-            return needle.draw(task, rows, about)
-        if any(row.get("pattern") is not None for row in rows):
-            return patterns.draw(task, rows, about)
-        if any(row.get("variant") is not None for row in rows):
-            return ablation.draw(task, rows, about)
-        if any(row.get("train_flops") is not None for row in rows):
-            return scaling.draw(task, rows, about)
-        if any(row.get("bits_per_byte") is not None for row in rows):
-            return language.draw(task, rows, about)
-        return recall.draw(task, rows, about)
+        return _of_task(task, rows, about) | learning.draw(task, rows, about)
+
+
+def _of_task(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, Figure]":
+    """The figures that fit what the rows tell."""
+    from dmabench.charts import ablation, language, needle, patterns, recall, scaling
+
+    if any(row.get("test_len") is not None for row in rows):
+        return needle.draw(task, rows, about)
+    if any(row.get("pattern") is not None for row in rows):
+        return patterns.draw(task, rows, about)
+    if any(row.get("variant") is not None for row in rows):
+        return ablation.draw(task, rows, about)
+    if any(row.get("train_flops") is not None for row in rows):
+        return scaling.draw(task, rows, about)
+    if any(row.get("bits_per_byte") is not None for row in rows):
+        return language.draw(task, rows, about)
+    return recall.draw(task, rows, about)
 
 
 def nothing_to_draw(rows: Sequence[Row]) -> str | None:
