@@ -124,12 +124,13 @@ def print_run(task: Task, run: "Run", rows: list[Row], which: str, as_json: bool
         cells: how many were asked for.
     """
     from dmabench.charts.tasks import draw_run
+    from dmabench.report import held_out
     from dmabench.tables.tasks import notes, tables
 
     # Before anything is printed: whoever reads stdout may hang up (`| head`), and the files must be there all the same.
     drawn, undrawn = [], ""
     try:
-        drawn = draw_run(run.path)
+        drawn = draw_run(run.path) + held_out.draw_run(run.path, task)
     except (
         Exception
     ) as error:  # a full disk, or rows of a task that no chart foresaw: hours of training are shown anyway

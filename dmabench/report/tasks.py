@@ -6,7 +6,7 @@ from typing import Any
 from dmabench.charts import tasks as task_charts
 from dmabench.charts.style import STYLE
 from dmabench.charts.words import ends
-from dmabench.report.held_out import held_out
+from dmabench.report.held_out import TASKS, figures, held_out
 from dmabench.report.parts import about_run, chart, table
 from dmabench.store.runs import provenance
 from dmabench.summaries.task_layout import LEFT, sheets
@@ -49,7 +49,7 @@ def task_section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: 
         return section | {"no_charts": f"the task cannot be loaded ({type(error).__name__}: {error})"}
     told = [table(*sheet, LEFT) for sheet in sheets(task, rows)]
     found = notes(task, rows)
-    if task.name == "train" and (compared := held_out(task, rows)):
+    if task.name in TASKS and (compared := held_out(task, rows)):
         told.append(table(*compared.sheet, LEFT))
         found += compared.notes
     section |= {"notes": found, "tables": told}
@@ -73,7 +73,7 @@ def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str
 
     drawn = []
     with matplotlib.rc_context(STYLE):
-        for stem, figure in task_charts.draw(task, rows, about).items():
+        for stem, figure in (figures(task, rows, about) | task_charts.draw(task, rows, about)).items():
             words = "; ".join(text.get_text() for text in figure.texts[:2])
             texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
             texts += [text for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]
