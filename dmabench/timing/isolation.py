@@ -11,7 +11,7 @@ from typing import Any
 
 from dmabench.errors import Refusal
 from dmabench.store.rows import failure
-from dmabench.timing.worker_process import Lost, Message, WorkerProcess
+from dmabench.timing.worker_process import START_S, Lost, Message, WorkerProcess
 from dmabench.workload.cells import Cell
 
 COMMAND = (sys.executable, "-P", "-m", "dmabench.timing.worker")  # -P: the current folder is not importable
@@ -23,7 +23,7 @@ class Worker(WorkerProcess):
     def __init__(self, timeout_s: float, log: Path | None = None, command: Sequence[str] = COMMAND):
         """
         Args:
-            timeout_s: longest silence, that is the longest one stage of one cell may take.
+            timeout_s: longest silence, that is the longest one stage of one cell may take; its start does not count.
             log: file for what the worker prints; default this process's stderr.
         """
         super().__init__(timeout_s, log, command)
@@ -46,7 +46,7 @@ class Worker(WorkerProcess):
             running: str | None = None
             while True:
                 try:
-                    message = self.receive()
+                    message = self.receive(START_S if running is None else 0.0)
                 except Lost as lost:
                     yield from self._lost(left, running, lost)
                     break

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 Message = dict[str, Any]
+START_S = 300.0
+"""How long a worker may take to start, to import what it needs and to begin: that is no part of what is asked of it."""
 BROKEN_OFF = "broken off"
 """Stands among the lines of a worker, which all end in a newline."""
 

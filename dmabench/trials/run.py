@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from dmabench.store.runs import Run
 from dmabench.tasks.task import Progress
-from dmabench.timing.worker_process import Lost, WorkerProcess
+from dmabench.timing.worker_process import START_S, Lost, WorkerProcess
 from dmabench.trials.cells import Trial
 from dmabench.trials.crew import Crew
 from dmabench.trials.ranks import Ranks
@@ -17,8 +17,6 @@ from dmabench.trials.ranks import Ranks
 COMMAND = (sys.executable, "-P", "-m", "dmabench.trials.worker")  # -P: the current folder is not importable
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait must not spin: on two CPU cores with other work, training was 15 times slower where they did."""
-START_S = 300.0
-"""How long a worker may take to start and import what the task needs."""
 GRACE_S = 60.0
 """How long a worker may take to save its checkpoint after a Ctrl-C."""
 CELLS = "cells"

@@ -7,6 +7,7 @@ real worker from within real backends.
 
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,23 @@ def test_the_dead_leave_nothing_behind():
         _measure(_cells(1), worker)
         files, threads = len(list(descriptors.iterdir())), threading.active_count()
         _measure(_cells(12), worker)
+        deadline = time.monotonic() + 30  # the thread that read what a dead one said may still be on its way out
+        while time.monotonic() < deadline and threading.active_count() > threads + 1:
+            time.sleep(0.01)
         assert len(list(descriptors.iterdir())) <= files + 2 and threading.active_count() <= threads + 1
+
+
+def test_starting_does_not_count_as_silence():
+    """Importing torch takes longer on a busy machine than one stage of a cell may, where --cell-timeout is short."""
+    code = f"import runpy, sys, time; time.sleep(1); runpy.run_path({COMMAND[-1]!r}, run_name='__main__')"
+    cells = [Cell("dma", f"healthy-{n}", SHAPE, 16, "iid") for n in range(2)]
+    with Worker(0.2, command=(sys.executable, "-P", "-c", code)) as worker:
+
+        def began(cell: Cell, stage: str) -> None:
+            worker.timeout_s = 60  # from the first sign of life on, what takes how long is the machine's affair
+
+        rows = [message["row"] for message in worker.measure(cells, {}, began)]
+    assert [row["status"] for row in rows] == ["PASSED"] * 2
 
 
 def test_a_worker_that_cannot_start_fails_its_cells_and_no_more():
