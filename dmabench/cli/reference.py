@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -207,11 +208,13 @@ def _listen() -> None:
 
 
 def _stop(process: "subprocess.Popen[Any]") -> int:
-    os.killpg(process.pid, signal.SIGINT)
+    with suppress(ProcessLookupError):  # it may have ended by itself while this process was told to stop
+        os.killpg(process.pid, signal.SIGINT)
     try:
         return process.wait(GRACE_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -18,6 +19,7 @@ from dmabench.store import runs
 SHA = "0123456789abcdef0123456789abcdef01234567"
 CHILD = """
 import signal, sys, time
+from pathlib import Path
 from dmabench.store import runs
 root, resume = sys.argv[sys.argv.index("--results") + 1], "--resume" in sys.argv
 command, settings, about = sys.argv[1], {}, {"git": {"sha": "COMMIT", "dirty": False}}
@@ -28,8 +30,8 @@ else:
     run = runs.Run.start(runs.results_root(root), command, sys.argv[1:], settings, about)
 try:
     run.append({"cell": f"cell {len(run.done())}", "status": "PASSED"})
-    print("stored", flush=True)
-    time.sleep(0 if resume or "--pass" not in sys.argv else 60)
+    Path(__file__).with_name("stored").touch()
+    time.sleep(0 if resume or "--pass" not in sys.argv else 600)
     run.finish()
 except KeyboardInterrupt:
     run.finish("interrupted")
@@ -44,7 +46,6 @@ def call(monkeypatch, tmp_path):
     script.write_text(CHILD)
     monkeypatch.setattr(reference, "COMMAND", (sys.executable, "-P", str(script)))
     monkeypatch.setattr(environment_module, "git_state", lambda: {"sha": SHA, "dirty": False})
-    monkeypatch.setattr(reference, "LEAST_S", 0.5)
     app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
     reference.add_to(app)
     app.command("other")(lambda: None)
@@ -76,9 +77,33 @@ def test_folders_are_put_in_and_options_of_folders_that_are_not_given_left_out()
         reference.words_of(part, list, {"lm_eval": None, "text": None})
 
 
-def test_goes_on_where_the_time_ended_and_leaves_alone_what_is_complete(call, tmp_path):
-    first = call("backward", "mqar", "--seconds", "5")
-    assert first.exit_code == 130, first.output
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """Makes time, as `reference` has it, go by while a command is waited for, once it has stored a row, and only then."""
+    now = [0.0]
+
+    class Process(subprocess.Popen):
+        waited = False
+
+        def wait(self, timeout=None):
+            if timeout is None or self.waited:
+                return super().wait(timeout)
+            self.waited = True
+            deadline = time.monotonic() + 180
+            while not (tmp_path / "stored").exists() and self.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            now[0] += timeout
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    own = SimpleNamespace(Popen=Process, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(reference, "subprocess", own)
+    monkeypatch.setattr(reference, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_goes_on_where_the_time_ended_and_leaves_alone_what_is_complete(call, tmp_path, clock):
+    first = call("backward", "mqar", "--seconds", "50")
+    assert first.exit_code == 130 and clock == [50.0], first.output
     assert "out of time" in first.stdout and "no time left" in first.stdout
     (path,) = runs.run_paths(tmp_path / "results" / "backward")
     assert runs.read_manifest(path)["status"] == "interrupted"
@@ -122,6 +147,12 @@ def test_what_does_not_stop_is_killed(monkeypatch):
     begun = time.monotonic()
     assert reference._stop(process) == -9
     assert time.monotonic() - begun < 30
+
+
+def test_what_has_ended_already_needs_no_stopping():
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(5)"], start_new_session=True)
+    process.wait()
+    assert reference._stop(process) == 5
 
 
 @pytest.mark.parametrize(
