@@ -1,7 +1,11 @@
 """Sampling: when it stops and says why, that subjects take turns, and that a failure ends only its own."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 
+from dmabench.timing import rounds
 from dmabench.timing.clock import CpuClock, make_clock, measured_roofs
 from dmabench.timing.rounds import MOST_ROUNDS, Samples, interleave
 
@@ -51,13 +55,10 @@ def test_steady_samples_stop_early_and_say_so():
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch):
-    """A turn takes one sample, whatever the cap."""
-    import dmabench.timing.rounds
-
-    one_turn = dmabench.timing.rounds._one_turn
-    monkeypatch.setattr(
-        dmabench.timing.rounds, "_one_turn", lambda subject, samples, clock, _: one_turn(subject, samples, clock, 0)
-    )
+    """A turn takes one sample, whatever the cap; a look at the time takes a microsecond, whatever the machine does."""
+    one_turn = rounds._one_turn
+    monkeypatch.setattr(rounds, "_one_turn", lambda subject, samples, clock, _: one_turn(subject, samples, clock, 0))
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=count(0.0, 1e-6).__next__))
 
 
 def test_noise_goes_on_to_the_cap_and_says_so():
@@ -87,8 +88,8 @@ def test_subjects_take_turns():
     subjects = {name: FakeSubject(name, log) for name in "abc"}
     samples, begun, _ = _run(subjects, iter(lambda: 1.0, None))
     assert all(one.turns == [1] * len(one.wall_ms) for one in samples.values())
-    rounds = [set(begun[n : n + 3]) for n in range(0, len(begun) - 2, 3)]
-    assert rounds and all(turn == set("abc") for turn in rounds)
+    turns = [set(begun[n : n + 3]) for n in range(0, len(begun) - 2, 3)]
+    assert turns and all(turn == set("abc") for turn in turns)
     assert all(subject.readied == 0 for subject in subjects.values())
 
 

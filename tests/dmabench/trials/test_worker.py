@@ -1,11 +1,13 @@
 """What the worker does with one cell, and how it times and tells."""
 
-import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dmabench.tasks.task import Progress
+from dmabench.timing import clock, rounds
 from dmabench.trials import worker as trial_worker
 from dmabench.trials.worker import attempt, make_tools, rarely, timer
 
@@ -75,14 +77,17 @@ def test_tools_are_what_was_asked_for(tools, tmp_path):
 
 
 def test_a_call_is_timed(monkeypatch):
-    monkeypatch.setattr(trial_worker, "SAMPLING_S", 0.2)
-    calls = []
+    """On a clock that only the call moves."""
+    now, calls = [0.0], []
+    for module in (clock, rounds):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def call():
         calls.append(1)
-        time.sleep(0.004)
+        now[0] += 0.004 if len(calls) % 3 else 0.005
 
-    assert 4.0 <= timer("cpu")(call) < 400 and len(calls) > 5
+    assert timer("cpu")(call) == pytest.approx(4.0) and len(calls) > 5
+    assert now[0] < 2 * trial_worker.SAMPLING_S
 
 
 def test_what_a_timed_call_raises_is_not_swallowed():
@@ -93,10 +98,14 @@ def test_what_a_timed_call_raises_is_not_swallowed():
         timer("cpu")(call)
 
 
-def test_progress_is_told_at_each_stage_and_rarely_within_one():
+def test_progress_is_told_at_each_stage_and_rarely_within_one(monkeypatch):
+    monkeypatch.setattr(trial_worker, "time", SimpleNamespace(monotonic=count(100.0, 2**-10).__next__))
     told = []
     tell = rarely(told.append)
     for stage in ("train", "score"):
         for step in range(1000):
             tell(Progress(stage, step, 1000))
-    assert [(one.stage, one.step) for one in told if one.step == 0] == [("train", 0), ("score", 0)] and len(told) < 50
+    assert [(one.stage, one.step) for one in told] == [(stage, step) for stage in ("train", "score") for step in STEPS]
+
+
+STEPS = (0, 256, 512, 768)  # a quarter of a second apart, where a step takes 1/1024
