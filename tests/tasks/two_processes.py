@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,9 @@ def run(folder: Path, validate: Any = None, **recipe: Any) -> tuple[list[float],
     return done.curve, weights(done.model)
 
 
-def member(rank: int, out: Path, port: int) -> None:
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+def member(rank: int, out: Path, ports: Any) -> None:
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": ports.get()}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
     os.environ.update({name: str(value) for name, value in environment.items()}, MASTER_ADDR="127.0.0.1")
     found: dict[str, Any] = {"world": Processes("cpu").count}
     for name, recipe in CASES.items():
@@ -85,14 +85,17 @@ def alone(out: Path) -> None:
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     fork = multiprocessing.get_context("fork")
+    ports = fork.SimpleQueue()
     started = [fork.Process(target=alone, args=(out,))]
-    started += [fork.Process(target=member, args=(rank, out, port)) for rank in range(2)]
+    started += [fork.Process(target=member, args=(rank, out, ports)) for rank in range(2)]
     for process in started:
         process.start()
+    # Where they meet is served here, as torchrun does: a port that was merely found free may be taken by the time it is
+    # used. Not before they are forked, since threads do not survive that.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in range(2):
+        ports.put(store.port)
     for process in started:
         process.join()
     sys.exit(max(abs(process.exitcode or 0) for process in started))
