@@ -22,9 +22,11 @@ HALF = '{"schema": 1, "cel'
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Two test workers with two threads each wait for one another: a call of 0.1 ms takes 40."""
+    """Two test workers with two threads each wait for one another: a call of 0.1 ms takes 40. And a run is resumed
+    although somebody commits meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("DMABENCH_COMMIT", "0123456")
         yield
 
 
@@ -32,9 +34,9 @@ def call(*words):
     return CliRunner().invoke(app, ["kernels", *[str(word) for word in words]])
 
 
-def process(*words, **options):
+def process(*words, program=("-m", "dmabench"), **options):
     """The console script's own entry point, in a process of its own, where no test's folder is importable."""
-    command = [sys.executable, "-P", "-m", "dmabench", "kernels", *[str(word) for word in words]]
+    command = [sys.executable, "-P", *program, "kernels", *[str(word) for word in words]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -177,7 +179,7 @@ def test_a_reader_that_hangs_up_changes_nothing(finished):
     running = process(*words, "--resume", "latest", "--json", env={**os.environ, "NO_COLOR": "1"})
     running.stdout.close()
     told = running.stderr.read()
-    assert running.wait(timeout=60) == 0 and "Traceback" not in told and "Broken" not in told, told
+    assert running.wait(timeout=280) == 0 and "Traceback" not in told and "Broken" not in told, told
     assert "\x1b" not in told and len(list(root.glob("*/*.png"))) == 2
 
 
@@ -221,6 +223,23 @@ def test_backends_follow_the_pass_and_the_level_where_none_are_named(tmp_path):
     assert {json.loads(line)["backend"] for line in named.stdout.splitlines()} == {"flex"}
 
 
+NO_END = """
+import time
+from dmabench.cli.main import run
+from dmabench.timing.isolation import Worker
+
+measure = Worker.measure
+def up_to_the_third(self, cells, *more):
+    if cells[0].shape.seqlen == 128:
+        time.sleep(600)
+    yield from measure(self, cells, *more)
+
+Worker.measure = up_to_the_third
+run()
+"""
+"""The command, which waits for the Ctrl-C before the third of its cells: a busy machine must not press it too late."""
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """A run that got a Ctrl-C after its first row: its folder, the words, the exit code, stderr, and what it kept."""
@@ -228,12 +247,13 @@ def interrupted(tmp_path_factory):
     lengths = ["--seqlen", "64,96,128,160,192,224"]
     words = [*TINY, "--backend", "sdpa-math", *lengths, "--cap", "0.3", "--results", root]
     # A shell that starts us in the background would have made us ignore SIGINT.
-    running = process(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    deadline = time.monotonic() + 60
+    ready = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    running = process(*words, program=("-c", NO_END), **ready)
+    deadline = time.monotonic() + 180
     while not any(file.stat().st_size for file in root.glob("*/rows.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=30)
+    _, told = running.communicate(timeout=280)
     return root, words, running.returncode, told, *stored(root)
 
 
@@ -265,6 +285,6 @@ def test_resume_refuses_other_settings_and_names_them(interrupted):
 
 def test_a_refusal_is_one_line_on_stderr_and_2():
     running = process("--seqlen", "0")
-    out, told = running.communicate(timeout=60)
+    out, told = running.communicate(timeout=280)
     assert (running.returncode, out) == (2, "")
     assert told.startswith("dmabench: --seqlen 0") and told.count("\n") == 1

@@ -64,7 +64,7 @@ def run(tmp_path, environment, monkeypatch):
 
 
 def go(trials, run, jobs=2, ended=lambda trial, rows: None):
-    with Crew(jobs, 20.0, run.path / "log", (sys.executable, "-c", WORKER), {}) as crew:
+    with Crew(jobs, 120.0, run.path / "log", (sys.executable, "-c", WORKER), {}) as crew:
         run_trials(trials, run, crew, HOW, "Some GPU", False, Ranks(0, 1, 0), lambda t: lambda p: None, ended)
     return run.rows()
 
@@ -106,7 +106,7 @@ def press_ctrl_c_when(met):
     """SIGINT to this process, as a terminal sends it, once `met()`."""
 
     def press():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not met() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
@@ -123,9 +123,10 @@ def ctrl_c():
 
 
 def test_ctrl_c_waits_until_all_have_saved(run, ctrl_c):
-    press_ctrl_c_when(lambda: len(list(run.path.glob("cells/*/started"))) == 2)
+    ended = []
+    press_ctrl_c_when(lambda: len(list(run.path.glob("cells/*/started"))) == 2 and ended)
     with pytest.raises(KeyboardInterrupt):
-        go([trial("well"), *(trial("slow", seed) for seed in range(4))], run)
+        go([trial("well"), *(trial("slow", seed) for seed in range(4))], run, ended=lambda trial, rows: ended.append(1))
     assert fates(run.rows()) == {("well", 0): "PASSED"}
     assert len(list(run.path.glob("cells/*/checkpoint"))) == 2
 
