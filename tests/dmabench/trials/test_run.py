@@ -189,13 +189,24 @@ for line in sys.stdin:
 """
 
 
+class Watched(WorkerProcess):
+    """A cell that is late may be silent for long after its first sign of life: what it takes depends on the machine."""
+
+    def receive(self, least_s=0.0):
+        message = super().receive(least_s)
+        if self.late:
+            self.timeout_s = 60.0
+        return message
+
+
 @pytest.fixture
 def ask(tmp_path):
-    """A call that runs a cell of this fate in one worker, which falls silent for a second at most."""
-    with WorkerProcess(1.0, tmp_path / "log", (sys.executable, "-c", WORKER)) as worker:
+    """A call that runs a cell of this fate in one worker. One that hangs or is late may be silent for a second."""
+    with Watched(60.0, tmp_path / "log", (sys.executable, "-c", WORKER)) as worker:
         runner = in_worker(worker)
 
         def asked(fate, told=lambda progress: None):
+            worker.timeout_s, worker.late = 1.0 if fate in ("hang", "late") else 60.0, fate == "late"
             return runner({"settings": {"fate": fate}, "folder": str(tmp_path / "saved")}, told)
 
         yield asked
