@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,8 +17,15 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline: the first call of a kernel compiles it. CI draws the same examples each time: a red run can be repeated.
-settings.register_profile("dmabench", deadline=None, max_examples=25, derandomize=bool(os.environ.get("CI")))
+# No deadline: the first call of a kernel compiles it; nor one for drawing examples, which a busy machine may miss. CI
+# draws the same examples each time: a red run can be repeated.
+settings.register_profile(
+    "dmabench",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=25,
+    derandomize=bool(os.environ.get("CI")),
+)
 settings.load_profile("dmabench")
 
 

@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     out = tmp_path_factory.mktemp("trained")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, HERE / "two_processes.py", out], env=environment, capture_output=True, text=True, timeout=110
+        [sys.executable, HERE / "two_processes.py", out], env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return SimpleNamespace(

@@ -51,7 +51,7 @@ def test_nobody_works_while_one_is_alone_and_all_come_to_an_end(tmp_path):
         process.stdin.write("\n")
         process.stdin.flush()
     work, alone = zip(
-        *(json.loads(process.communicate(timeout=50)[0].splitlines()[-1]) for process in running), strict=True
+        *(json.loads(process.communicate(timeout=110)[0].splitlines()[-1]) for process in running), strict=True
     )
     assert [len(mine) for mine in alone] == [4, 4, 4]
     for number, mine in enumerate(alone):
