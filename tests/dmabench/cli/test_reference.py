@@ -79,7 +79,7 @@ def test_folders_are_put_in_and_options_of_folders_that_are_not_given_left_out()
 
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
-    """Makes time, as `reference` has it, go by while a command is waited for, once it has stored a row, and not else."""
+    """Makes time, as `reference` has it, go by only while a command is waited for that has stored a row."""
     now = [0.0]
 
     class Process(subprocess.Popen):
