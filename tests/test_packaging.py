@@ -31,7 +31,7 @@ def installed_name(path: str) -> str:
 
 def python(*arguments: str, cwd: Path) -> str:
     """What this environment's Python prints when run in that folder; its exit code must be 0."""
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

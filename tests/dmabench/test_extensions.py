@@ -94,7 +94,7 @@ def installed(tmp_path_factory):
 def run(toys, installed, results, *words, launcher=()):
     """(rows, what was printed, the report's text) of `dmabench WORDS` in a process that finds the package."""
     process = toys.process(installed, *words, "--results", results, launcher=launcher)
-    out, told = process.communicate(timeout=100)
+    out, told = process.communicate(timeout=280)
     assert process.returncode == 0, told
     rows, _ = toys.stored(results)
     (path,) = results.iterdir()

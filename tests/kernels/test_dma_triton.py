@@ -45,7 +45,7 @@ class _Child:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=200)
 
 
 CARD = pytest.param("cuda", marks=pytest.mark.gpu)

@@ -260,9 +260,9 @@ def test_two_gloo_processes_equal_one(lm_eval, place, tmp_path):
     both = [fork.Process(target=process, args=(rank, place, tmp_path / "port", results)) for rank in range(2)]
     for one in both:
         one.start()
-    found = sorted((results.get(timeout=60) for _ in both), key=lambda one: one[0])
+    found = sorted((results.get(timeout=200) for _ in both), key=lambda one: one[0])
     for one in both:
-        one.join(timeout=20)
+        one.join(timeout=60)
     expected = [ours(place, language_model(place), task).rows for task in TASKS]
     assert found[0][1] == expected and found[1][1] == expected
     calls = [count for _, _, count in found]

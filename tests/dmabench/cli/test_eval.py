@@ -161,7 +161,7 @@ def test_looking_imports_nothing_heavy(place):
         ["eval", "--data", str(place / "data")],
     ):
         done = subprocess.run(
-            [sys.executable, "-c", script.format(words=words)], capture_output=True, text=True, cwd=place, timeout=60
+            [sys.executable, "-c", script.format(words=words)], capture_output=True, text=True, cwd=place, timeout=280
         )
         loaded = set(done.stdout.splitlines()[-1].split())
         assert "typer" in loaded, done.stderr
