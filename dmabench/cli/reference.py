@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,9 +26,13 @@ With --seconds the part that is running then saves what it has, and the next cal
 folder of its own under --results. Parts that are complete at this commit are left alone; those of another commit are
 run anew, beside the old ones.
 
+--quick has a list of its own: every command at the size that two CPU cores finish in minutes.
+
 [bold]Examples[/bold]
 
 dmabench reference --dry-run
+
+dmabench reference --quick
 
 dmabench reference forward backward --seconds 300
 
@@ -54,11 +58,12 @@ class Part:
 
 
 @cache
-def parts() -> tuple[Part, ...]:
-    """All of them, in their order (reference.yaml)."""
+def parts(quick: bool = False) -> tuple[Part, ...]:
+    """All of a list, in their order (reference.yaml)."""
     import yaml
 
-    return tuple(Part(**one) for one in yaml.safe_load(FILE.read_text(encoding="utf-8")))
+    lists = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return tuple(Part(**one) for one in lists["quick" if quick else "h100"])
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,6 +81,7 @@ def reference(
     lm_eval: Annotated[
         str | None, typer.Option("--lm-eval", metavar="DIR", help="Local files of benchmarks; else the hub's.")
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The list for any machine, without a GPU too.")] = False,
     results: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the parts' folders.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the parts and how far each is; then stop.")] = False,
 ) -> None:
@@ -88,7 +94,8 @@ def reference(
     for option, folder in folders.items():
         if folder is not None and not Path(folder).exists():
             raise Refusal(f"--{option.replace('_', '-')} {folder} does not exist: name a folder, or leave it out")
-    chosen = [_find(name) for name in names or ()] or list(parts())
+    listed = parts(quick)
+    chosen = [_find(name, listed) for name in names or ()] or list(listed)
     root = runs.results_root(results, create=not dry_run)
     until = time.monotonic() + seconds if seconds is not None else None
     commit = git_state()  # once, since it asks git, and every part is looked up by it
@@ -96,7 +103,10 @@ def reference(
     codes: list[int] = []
     for part in chosen:
         try:
-            code, state = (0, _state(root, part, commit)) if dry_run else _run(part, root, commit, folders, until)
+            if dry_run:
+                code, state = 0, _state(root, part, commit)
+            else:
+                code, state = _run(part, listed, root, commit, folders, until)
         except KeyboardInterrupt:
             code, state = 130, "interrupted"
         codes.append(code)
@@ -108,8 +118,8 @@ def reference(
         raise typer.Exit(130 if 130 in codes else max(codes, default=0))
 
 
-def _find(name: str) -> Part:
-    known = {one.part: one for one in parts()}
+def _find(name: str, listed: Sequence[Part]) -> Part:
+    known = {one.part: one for one in listed}
     if name not in known:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "`dmabench reference --dry-run` lists them."
@@ -160,15 +170,20 @@ def words_of(part: Part, models: Callable[[], list[Path]], folders: dict[str, st
     return words
 
 
-def _models(root: Path, commit: Commit) -> list[Path]:
+def _models(listed: Sequence[Part], root: Path, commit: Commit) -> list[Path]:
     """Checkpoints in the runs of those parts that keep them."""
-    kept = [_latest(root, part, commit) for part in parts() if "--keep-models" in part.command]
+    kept = [_latest(root, part, commit) for part in listed if "--keep-models" in part.command]
     configs = [path for run in kept if run is not None for path in run[0].rglob("config.json")]
     return sorted(path.parent for path in configs if any(path.parent.glob("*.safetensors")))
 
 
 def _run(
-    part: Part, root: Path, commit: Commit, folders: dict[str, str | None], until: float | None
+    part: Part,
+    listed: Sequence[Part],
+    root: Path,
+    commit: Commit,
+    folders: dict[str, str | None],
+    until: float | None,
 ) -> tuple[int, str]:
     """(exit code, what became of it)."""
     found = _latest(root, part, commit)
@@ -177,7 +192,7 @@ def _run(
     if until is not None and until - time.monotonic() < LEAST_S:
         return 130, "no time left"
     try:
-        words = words_of(part, lambda: _models(root, commit), folders)
+        words = words_of(part, lambda: _models(listed, root, commit), folders)
     except Refusal as refusal:
         say(str(refusal))
         return 3, "not possible"

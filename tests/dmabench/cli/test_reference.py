@@ -54,11 +54,12 @@ def call(monkeypatch, tmp_path):
     )
 
 
-def test_every_part_is_a_command_with_options_that_it_has():
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_part_is_a_command_with_options_that_it_has(quick):
     group = typer.main.get_command(main.app)
-    names = [part.part for part in reference.parts()]
+    names = [part.part for part in reference.parts(quick)]
     assert len(names) == len(set(names)) > 10
-    for part in reference.parts():
+    for part in reference.parts(quick):
         name, *words = reference.words_of(part, lambda: [Path("model")], {"text": "text", "lm_eval": "items"})
         context = typer.Context(group)
         _, command, _ = group.resolve_command(context, [name])
@@ -99,6 +100,11 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(reference, "subprocess", own)
     monkeypatch.setattr(reference, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
+
+
+def test_the_quick_list_has_parts_of_its_own(call):
+    assert "kernels --quick" in call("kernels", "--quick", "--dry-run").stdout
+    assert "there is no part 'kernels'" in str(call("kernels", "--dry-run").exception)
 
 
 def test_goes_on_where_the_time_ended_and_leaves_alone_what_is_complete(call, tmp_path, clock):
