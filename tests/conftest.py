@@ -17,6 +17,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Widths and colours are those of a pipe, whatever terminal or CI starts the tests; typer reads some when it is imported.
+for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
+
 # No deadline: the first call of a kernel compiles it; nor one for drawing examples, which a busy machine may miss. CI
 # draws the same examples each time: a red run can be repeated.
 settings.register_profile(
