@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,15 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Widths and colours are those of a pipe, whatever terminal or CI starts the tests; typer reads some when it is imported.
+# Widths and colours are those of a pipe, whatever terminal or CI starts the tests; typer reads some at its import.
 for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE"):
     os.environ.pop(name, None)
+
+# Triton keeps what it compiles below the home folder, and fails where it cannot.
+try:
+    (Path.home() / ".triton").mkdir(exist_ok=True)
+except OSError:
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"triton-{os.getuid()}"))
 
 # No deadline: the first call of a kernel compiles it; nor one for drawing examples, which a busy machine may miss. CI
 # draws the same examples each time: a red run can be repeated.
