@@ -4,6 +4,7 @@ A group of cells goes out, rows come back, and when the worker dies or hangs the
 another worker is started and does the rest of the group.
 """
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ class Worker(WorkerProcess):
             log: file for what the worker prints; default this process's stderr.
         """
         super().__init__(timeout_s, log, command)
+        self._served: subprocess.Popen[str] | None = None
 
     def measure(
         self, cells: list[Cell], options: dict[str, Any], began: Callable[[Cell, str], None]
@@ -43,12 +45,15 @@ class Worker(WorkerProcess):
         left = {cell.id: cell for cell in cells}
         while left:
             self.send({"cells": [cell.settings() for cell in left.values()], "options": options})
+            process = self._process
             running: str | None = None
             while True:
                 try:
                     message = self.receive(START_S if running is None else 0.0)
                 except Lost as lost:
-                    yield from self._lost(left, running, lost)
+                    # One that did an earlier group and is gone before this one began died of neither: another is asked.
+                    if running is not None or process is not self._served:
+                        yield from self._lost(left, running, lost)
                     break
                 if message["event"] == "begin":
                     running = message["cell"]
@@ -60,6 +65,7 @@ class Worker(WorkerProcess):
                 elif message["event"] == "refusal":
                     raise Refusal(message["reason"])
                 elif message["event"] == "done":
+                    self._served = process
                     left.clear()
                     break
 

@@ -112,6 +112,17 @@ def test_starting_does_not_count_as_silence():
     assert [row["status"] for row in rows] == ["PASSED"] * 2
 
 
+@pytest.mark.parametrize("how", STATUS)
+def test_a_death_between_groups_costs_nothing(how):
+    groups = [f"{how}-asked again-0"], ["healthy-1", f"{how}-timing-2", "healthy-3"]
+    with _Counted(60, command=COMMAND) as worker:
+        for number, names in enumerate(groups):
+            cells = [Cell("dma", name, replace(SHAPE, seqlen=64 + number), 16, "iid") for name in names]
+            found = {row["backend"]: row["status"] for row in _measure(cells, worker)}
+            assert found == {name: STATUS[how][0] if "timing" in name else "PASSED" for name in names}
+        assert worker.started == 3
+
+
 def test_a_worker_that_cannot_start_fails_its_cells_and_no_more():
     cells = [Cell("dma", f"healthy-{n}", SHAPE, 16, "iid") for n in range(3)]
     with Worker(60, command=(sys.executable, "-c", "raise SystemExit(5)")) as worker:
