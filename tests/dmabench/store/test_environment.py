@@ -94,7 +94,7 @@ def test_a_checkout_knows_its_commit_and_its_changes(monkeypatch, tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x", "-c", "core.hooksPath="]
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "--no-verify", "-m", "one"], check=True)
+    subprocess.run([*git, "commit", "-q", "--no-verify", "--no-gpg-sign", "-m", "one"], check=True)
     monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
     state = environment.git_state()
     assert len(state["sha"]) == 40 and state["dirty"] is False
