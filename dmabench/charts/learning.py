@@ -115,5 +115,12 @@ def _mark_second_stage(axes: "Axes", rows: Sequence[Row]) -> None:
     if not rows[0].get("stage2_tokens"):
         return
     axes.axvline(rows[0]["tokens"], color="#8c8c8c", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-    at = {"xy": (rows[0]["tokens"], 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    axes.annotate("stage 2", xytext=(3, -8), fontsize=6.5, color="#757575", **at)
+    axes.annotate(
+        "stage 2",
+        (rows[0]["tokens"], 1),
+        (3, -8),
+        ("data", "axes fraction"),
+        "offset points",
+        fontsize=6.5,
+        color="#757575",
+    )

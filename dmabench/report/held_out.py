@@ -148,6 +148,8 @@ def _estimate(values: Sequence[float], rows: Sequence[Sequence[Row]]) -> tuple[E
 
 def _over_documents(rows: Sequence[Sequence[Row]]) -> Estimate | None:
     """Mean over seeds, drawing documents of the text alike for all models; None where they read other documents."""
+    import numpy as np
+
     from dmabench.tasks.document_losses import unpack
 
     every = [row for of_seed in rows for row in of_seed]
@@ -158,7 +160,7 @@ def _over_documents(rows: Sequence[Sequence[Row]]) -> Estimate | None:
     if len(tokens) < 2 or any(list(found) != list(tokens) for of_seed in losses for _, found in of_seed):
         return None
     own = [of_seed[0][0] - of_seed[1][0] if len(of_seed) > 1 else of_seed[0][0] for of_seed in losses]
-    return over_documents({0.0: sum(own) / len(own)}, tokens.astype(float))
+    return over_documents({0.0: np.mean(own, axis=0)}, tokens.astype(float))
 
 
 def _mean(values: Sequence[float]) -> str:

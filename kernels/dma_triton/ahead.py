@@ -65,7 +65,13 @@ def options_of(kernel: str, config: Config) -> dict[str, Any]:
 
 def signature_of(kernel: str, config: Config, head_dim: int, dtype: torch.dtype) -> tuple[dict, dict, dict]:
     """Types of parameters, values of constants, and hints (divisible by 16) by place, for triton's ASTSource."""
-    known = {"GATHERS": True, "AHEAD": config.ahead, "HEADS": config.heads, "EVEN": config.even, "HEAD_DIM": head_dim}
+    known: dict[str, Any] = {
+        "GATHERS": True,
+        "AHEAD": config.ahead,
+        "HEADS": config.heads,
+        "EVEN": config.even,
+        "HEAD_DIM": head_dim,
+    }
     if not config.even:
         known |= {"ends": None, "parts": None}
     known |= {"BLOCK_D": configs.block_d(head_dim), **config.options()}

@@ -33,7 +33,7 @@ _QUERIES = {
     ],
     256: [(64, 32, 4, 2, 1, True), (64, 32, 8, 2, 2, True), (64, 32, 8, 2, 1, True), (64, 16, 4, 2, 1, True)],
 }  # fmt: skip
-_KEYS = {
+_KEYS: dict[int, list[tuple[Any, ...]]] = {
     64: [
         (64, 128, 8, 2, 1, False, True), (64, 64, 4, 2, 1, False, True), (64, 64, 4, 3, 1, False, True),
         (64, 64, 8, 2, 1, False, True), (64, 128, 8, 2), (64, 64, 4, 3), (128, 64, 8, 2),

@@ -61,7 +61,7 @@ def require_fit(kernel: str, config: Config) -> None:
     if kernel == "keys":
         misfit = config.heads > 1 or config.ahead or (config.even and config.block_n < 64)
     else:
-        misfit = config.even or 64 % config.block_n
+        misfit = config.even or bool(64 % config.block_n)
     if misfit:
         raise ValueError(f"{config} is no configuration of the kernel {kernel!r}")
 
