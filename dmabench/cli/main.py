@@ -4,6 +4,7 @@ Exit codes: 0 all well, 1 a measured cell failed or regressed, 2 usage, 3 nothin
 """
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -108,6 +109,7 @@ def run() -> None:
     words = sys.argv[1:]
     # Accepted after the command too, where people add it when something went wrong.
     debug = "--debug" in words
+    pressed = _listen_for_ctrl_c()
     try:
         app([word for word in words if word != "--debug"])
     except Refusal as refusal:
@@ -120,10 +122,26 @@ def run() -> None:
         _say("interrupted")
         sys.exit(130)
     except Exception as error:
+        if pressed:  # what was being imported may turn the interruption into an error of its own
+            _say("interrupted")
+            sys.exit(130)
         if debug:
             raise
         _say(f"{type(error).__name__}: {error}. This is a bug; --debug shows where it happened.")
         sys.exit(1)
+
+
+def _listen_for_ctrl_c() -> list[int]:
+    """Ctrl-C raises KeyboardInterrupt as ever, and leaves its number in this list."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, press)
+    return pressed
 
 
 def _say(text: str) -> None:
