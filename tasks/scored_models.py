@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import dmabench.tasks.model  # noqa: F401  registers the configuration with transformers
 from dmabench.kernels import cost as operations
 from dmabench.tasks.downstream import checkpoints
 from dmabench.tasks.downstream.audit import Example, audit, layers_of

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from dmabench.tables.layout import significant
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from numpy.ma import MaskedArray
 
 MOST = 12
 """Lines that are told; who listens to more has the table."""
@@ -19,6 +21,15 @@ def points_of(line: "Line2D") -> list[tuple[float, float]]:
 
     xs, ys = (np.asarray(values, dtype=float) for values in (line.get_xdata(), line.get_ydata()))
     return list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def cells_of(axes: "Axes") -> "list[MaskedArray]":
+    """The values of each heat map in a panel, missing ones masked."""
+    import numpy as np
+    from matplotlib.collections import QuadMesh
+
+    meshes = [one for one in axes.collections if isinstance(one, QuadMesh)]
+    return [np.ma.masked_invalid(np.ma.asarray(mesh.get_array(), dtype=float)) for mesh in meshes]
 
 
 def ends(figure: "Figure") -> str:

@@ -41,16 +41,26 @@ def variant(model: str, window: int | None) -> str:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """A short label for each model: the last parts of its path, as many as tell the models apart."""
+    """A short label for each model: the last parts of its path, as many as tell the models apart, and before them the
+    attention of one of ours whose path does not say it."""
     parts = [tuple(Path(name).parts) if not name.startswith("untrained:") else (name,) for name in names]
     taken = [min(2, len(one)) if not Path(name).is_dir() else 1 for name, one in zip(names, parts, strict=True)]
     while True:
         found = ["/".join(one[-count:]) for one, count in zip(parts, taken, strict=True)]
         again = [at for at, one in enumerate(found) if found.count(one) > 1 and taken[at] < len(parts[at])]
         if not again:
-            return found
+            return [_with_attention(label, name) for label, name in zip(found, names, strict=True)]
         for at in again:
             taken[at] += 1
+
+
+def _with_attention(label: str, name: str) -> str:
+    try:
+        config = json.loads((Path(name).expanduser() / "config.json").read_text())
+        attention = config["attention"] if config["model_type"] == "dmabench" else label
+    except (OSError, ValueError, KeyError, TypeError):
+        return label  # what is wrong with it is said where it is loaded
+    return label if str(attention) in label else f"{attention} {label}"
 
 
 def make_cells(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmabench.charts.style import STYLE, with_dark_colours
-from dmabench.charts.words import ends, points_of
+from dmabench.charts.words import cells_of, ends, points_of
 from dmabench.errors import Refusal
+from dmabench.store.environment import device_name
 from dmabench.store.run_folder import read_manifest, read_rows, read_samples
 from dmabench.store.runs import provenance
 from dmabench.summaries.speedups import add_speedups, fastest_dense, same_as_baseline, shape_of
@@ -123,16 +124,30 @@ def times(asked: Asked) -> Made:
     return [" · ".join(caption) + ".", "", *_table(headers, lines), "", " ".join(notes), _source(asked, manifest)], {}
 
 
+def scores(asked: Asked) -> Made:
+    """The tables of a run of a task, as its command prints them, with the sentences that belong under them. Options:
+    none."""
+    from dmabench.report.tasks import task_section
+
+    asked.only((), runs=1)
+    path, manifest, rows = asked.read(asked.runs[0])
+    if not _of_task(manifest):
+        raise Refusal(f"{asked.where}: {asked.runs[0]} is no run of a task, but of {manifest.get('command')}.")
+    section = task_section(path.name, manifest, rows, 0, charts=False)
+    lines = [f"{device_name(manifest['environment'])} · {_about(manifest)}.", ""]
+    for one in section["tables"]:
+        lines += [f"{one['title']}.", "", *_table(one["headers"], one["cells"], one["words"]), ""]
+    return [*lines, *(f"- {note}" for note in section["notes"]), "", _source(asked, manifest)], {}
+
+
 def chart(asked: Asked) -> Made:
     """A chart of the run, drawn into the file that `file` names. Options: chart (the stem of its file in the run's
     folder, such as speedup-fwd-h16g8d128-iid), file."""
     import matplotlib
 
-    from dmabench.charts import kernels
-
     asked.only(("chart", "file"), runs=1)
     _, manifest, rows = asked.read(asked.runs[0])
-    figures = {} if kernels.nothing_to_draw(rows) else kernels.draw(rows, provenance(manifest))
+    figures = _figures(manifest, rows)
     stem, file = asked.option("chart"), asked.option("file")
     if stem not in figures:
         raise Refusal(f"{asked.where}: {asked.runs[0]} has no chart {stem!r}; it has {', '.join(figures) or 'none'}.")
@@ -165,16 +180,36 @@ def compare(asked: Asked) -> Made:
     return [" ".join(told), "", f"From `dmabench compare {' '.join(asked.runs)}`."], {}
 
 
-KINDS: dict[str, Callable[[Asked], Made]] = {"times": times, "chart": chart, "compare": compare}
+KINDS: dict[str, Callable[[Asked], Made]] = {"times": times, "scores": scores, "chart": chart, "compare": compare}
+
+
+def _of_task(manifest: dict[str, Any]) -> bool:
+    from dmabench.report.tasks import is_task_run
+
+    return is_task_run(manifest)
+
+
+def _figures(manifest: dict[str, Any], rows: list[Row]) -> "dict[str, Figure]":
+    """Every chart of a run, by the stem of its file."""
+    from dmabench.charts import kernels
+    from dmabench.report import tasks
+
+    if _of_task(manifest):
+        return tasks.figures_of(manifest, rows)
+    return {} if kernels.nothing_to_draw(rows) else kernels.draw(rows, provenance(manifest))
 
 
 def _points(figure: "Figure", asked: Asked, stem: str) -> str:
-    """Run, chart and every point of it: what decides whether a stored chart is still that of the rows."""
+    """Run, chart, and every point and every cell of it: what decides whether a stored chart is still that of the
+    rows."""
     lines = [
         [[float(f"{x:.4g}"), float(f"{y:.4g}") if y == y else None] for x, y in points_of(line)]
-        for line in figure.axes[0].get_lines()
+        for axes in figure.axes
+        for line in axes.get_lines()
     ]
-    return json.dumps({"runs": [Path(run).name for run in asked.runs], "chart": stem, "points": lines})
+    cells = [[float(f"{x:.4g}") for x in shown.compressed()] for axes in figure.axes for shown in cells_of(axes)]
+    told = {"runs": [Path(run).name for run in asked.runs], "chart": stem, "points": lines}
+    return json.dumps(told | ({"cells": cells} if cells else {}))
 
 
 def _chosen(asked: Asked, rows: list[Row]) -> list[Row]:
@@ -209,10 +244,10 @@ def _losses(best: list[Row]) -> str:
     return f"The fastest of ours is slower than dense at {'; '.join(where)}."
 
 
-def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], words: Sequence[str] = ()) -> list[str]:
     from dmabench.tables.kernels import markdown_lines
 
-    return markdown_lines(headers, lines, ()).split("\n")
+    return markdown_lines(headers, lines, words).split("\n")
 
 
 def _about(manifest: dict[str, Any]) -> str:

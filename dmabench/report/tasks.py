@@ -1,7 +1,7 @@
 """The sections of a report about trained models: a group for each task, in it a section for each run."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmabench.charts import tasks as task_charts
 from dmabench.charts.style import STYLE
@@ -12,7 +12,9 @@ from dmabench.store.runs import provenance
 from dmabench.summaries.task_layout import LEFT, sheets
 from dmabench.tables.tasks import notes
 from dmabench.tasks import registry
-from dmabench.tasks.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 ALWAYS = {
@@ -32,9 +34,11 @@ def is_task_run(manifest: dict[str, Any]) -> bool:
     return manifest.get("command") in registry.names() or manifest.get("command") in ALWAYS
 
 
-def task_section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: int) -> dict[str, Any]:
-    """What the template shows of one run: facts, tables, notes, charts. A task that cannot be loaded any more is said
-    in place of its tables."""
+def task_section(
+    name: str, manifest: dict[str, Any], rows: list[Row], damaged: int, charts: bool = True
+) -> dict[str, Any]:
+    """What the template shows of one run: facts, tables, notes, charts (if asked for). A task that cannot be loaded any
+    more is said in place of its tables."""
     section = {
         "task": manifest["command"],
         **about_run(name, manifest, damaged),
@@ -53,7 +57,7 @@ def task_section(name: str, manifest: dict[str, Any], rows: list[Row], damaged: 
         told.append(table(*compared.sheet, LEFT))
         found += compared.notes
     section |= {"notes": found, "tables": told}
-    return section if section["no_charts"] else section | {"charts": _charts(task, rows, provenance(manifest))}
+    return section if section["no_charts"] or not charts else section | {"charts": _charts(manifest, rows)}
 
 
 def task_groups(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,12 +72,18 @@ def task_groups(sections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _charts(task: Task, rows: list[Row], about: dict[str, str]) -> list[dict[str, Any]]:
+def figures_of(manifest: dict[str, Any], rows: list[Row]) -> "dict[str, Figure]":
+    """Every chart of a run, by the stem of its file."""
+    task, about = registry.get(manifest["command"]), provenance(manifest)
+    return {} if task_charts.nothing_to_draw(rows) else figures(task, rows, about) | task_charts.draw(task, rows, about)
+
+
+def _charts(manifest: dict[str, Any], rows: list[Row]) -> list[dict[str, Any]]:
     import matplotlib
 
     drawn = []
     with matplotlib.rc_context(STYLE):
-        for stem, figure in (figures(task, rows, about) | task_charts.draw(task, rows, about)).items():
+        for stem, figure in figures_of(manifest, rows).items():
             words = "; ".join(text.get_text() for text in figure.texts[:2])
             texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
             texts += [text for axes in figure.axes if (legend := axes.get_legend()) for text in legend.get_texts()]

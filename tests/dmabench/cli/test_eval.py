@@ -197,12 +197,13 @@ def test_a_run_scores_stores_and_goes_on(place, tmp_path, monkeypatch):
         name for name in ("openbookqa", *["sample_lambada_openai"] * 2, "sample_mmlu") for name in [name]
     ] * 2
     assert rows == [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
-    assert {row["model"] for row in rows} == {"one/model", "two/model"} and len({row["weights"] for row in rows}) == 2
+    assert {row["model"] for row in rows} == {"dma one/model", "dma two/model"}
+    assert len({row["weights"] for row in rows}) == 2
     by_model = {
         name: [row["value"] for row in rows if row["model"] == name and row["metric"] == "perplexity"]
-        for name in ("one/model", "two/model")
+        for name in ("dma one/model", "dma two/model")
     }
-    assert by_model["one/model"] != by_model["two/model"], "two models share a score"
+    assert by_model["dma one/model"] != by_model["dma two/model"], "two models share a score"
     row = rows[0]
     assert row["device"] and row["window"] == 16 and row["attention"] == "dma" and row["data"] == "data"
     assert row["sparsity_active"] == 1 and 0 < row["density"] < 1 and len(row["task_hash"]) == 64

@@ -12,6 +12,21 @@ def test_labels_are_as_short_as_tells_models_apart(tmp_path, monkeypatch):
     assert labels(["./c/other"]) == ["other"]
 
 
+def test_a_model_of_ours_is_called_by_its_attention_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("cells/1f/model", '{"model_type": "dmabench", "attention": "dma"}'),
+        ("cells/2f/model", '{"model_type": "dmabench", "attention": "swa:5,mha:1"}'),
+        ("cells/dma-7/model", '{"model_type": "dmabench", "attention": "dma"}'),
+        ("cells/3f/model", '{"model_type": "qwen3", "attention": "x"}'),
+        ("cells/4f/model", "{broken"),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(text)
+    found = labels([f"cells/{name}/model" for name in ("1f", "2f", "dma-7", "3f", "4f")])
+    assert found == ["dma 1f/model", "swa:5,mha:1 2f/model", "dma-7/model", "3f/model", "4f/model"]
+
+
 def test_every_setting_makes_another_cell():
     one = EvalCell("m", "w", None, "t", 0, "hub", None)
     others = [

@@ -170,3 +170,34 @@ def test_the_command(made, monkeypatch):
 def test_blocks_are_found_where_they_stand():
     (block,) = find_blocks("a\n<!-- dmabench:chart run/x file=y -->\n\nbody\n\n<!-- /dmabench:chart -->\nb")
     assert (block.asked.runs, block.asked.options, block.body) == (("run/x",), {"file": "y"}, ("", "body", ""))
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A README beside a copy of committed needles: their tables, and a heat map."""
+    (run,) = (ROOT / "results/quick/needle").iterdir()
+    shutil.copytree(run, tmp_path / "run")
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "<!-- dmabench:scores run -->\n<!-- /dmabench:scores -->\n"
+        "<!-- dmabench:chart run chart=needle-accuracy file=needle.svg -->\n<!-- /dmabench:chart -->\n"
+    )
+    return readme
+
+
+def test_scores_and_a_heat_map_are_those_of_the_rows(scored):
+    assert write_readme(scored).changed == ["scores run", "chart run", "needle.svg"]
+    text = scored.read_text()
+    assert "| kind | attention | 128 | 256* |" in text and "| multi-key | mha | 1.00 |" in text
+    assert "- accuracy is on test examples" in text and "`dmabench needle --extrapolate" in text
+    assert write_readme(scored).changed == []
+    rows = scored.parent / "run" / "rows.jsonl"
+    rows.write_text(re.sub(r'"accuracy": [0-9.]+', '"accuracy": 0.5', rows.read_text()))
+    assert write_readme(scored).changed == ["scores run", "needle.svg"]  # the words beside the heat map are the same
+    assert "| multi-key | mha | 0.50 |" in scored.read_text()
+
+
+def test_scores_are_of_tasks(made):
+    made.write_text("<!-- dmabench:scores run -->\n<!-- /dmabench:scores -->\n")
+    with pytest.raises(Refusal, match="run is no run of a task, but of kernels"):
+        write_readme(made)
