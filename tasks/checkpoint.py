@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from dmabench.tasks.recipe import Recipe
 from dmabench.tasks.task import Examples
 
 NAME = "checkpoint.pt"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def identity(recipe: Recipe, model: Any, examples: Examples) -> dict[str, Any]:
@@ -39,7 +37,10 @@ def save(
         module: also wrapped in DDP or sharded.
         rest: whatever torch.load allows with weights_only.
     """
-    weights, moments = get_state_dict(module, optimizer, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(module, optimizer, options=options)
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,8 @@ def check(held: dict[str, Any], recipe: Recipe, same: dict[str, Any], folder: Pa
 
 def restore(held: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Puts weights and optimizer in place, on whatever device they are, wrapped or sharded."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
     options = StateDictOptions(full_state_dict=True)
     set_state_dict(
         module, optimizer, model_state_dict=held["model"], optim_state_dict=held["optimizer"], options=options

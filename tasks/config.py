@@ -6,14 +6,8 @@ from typing import Any
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from dmabench.kernels.native_sparse import Settings, settings_for
-from dmabench.tasks import outside_attentions
+from dmabench.tasks.kinds import POSITIONS, known_kinds, windowed_kinds
 
-KINDS = ("mha", "swa", "mla", "nsa", "dma")
-"""Our attentions, in the order of tables: dense, sliding window, latent, native sparse, dynamic mask."""
-WINDOWED = ("swa", "nsa", "dma")
-"""Those of ours that `window` changes."""
-
-POSITIONS = ("rope", "none", "yarn")
 CACHES = ("bounded", "full")
 IMPORTANCES = ("v", "k", "random", "constant", "recency")
 
@@ -157,16 +151,6 @@ class ModelConfig(Qwen3Config):
         _at_least("short_conv", self.short_conv, 0)
         if self.positions == "yarn" and not self.yarn_factor >= 1:
             raise ValueError(f"yarn_factor {self.yarn_factor} must be at least 1: yarn stretches positions")
-
-
-def known_kinds() -> tuple[str, ...]:
-    """Every attention that a layer can have: ours, then those from outside. Imports none."""
-    return (*KINDS, *(name for name in outside_attentions.names() if name not in KINDS))
-
-
-def windowed_kinds() -> tuple[str, ...]:
-    """Those that `window` changes. A broken one from outside is none of them: it is refused where a model has it."""
-    return (*WINDOWED, *(kind for kind in known_kinds() if kind not in KINDS and outside_attentions.is_windowed(kind)))
 
 
 def parse_pattern(attention: str) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmabench.tasks import tokenizer
-from dmabench.tasks.config import POSITIONS, known_kinds
+from dmabench.tasks.kinds import POSITIONS, known_kinds
 from dmabench.tasks.presets import FIELDS, PRESETS
 from dmabench.tasks.task import Axis, Settings
 from dmabench.tasks.task_model import WINDOWED

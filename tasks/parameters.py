@@ -3,7 +3,8 @@
 import torch
 
 from dmabench.tasks import outside_attentions
-from dmabench.tasks.config import KINDS, ModelConfig, known_kinds
+from dmabench.tasks.config import ModelConfig
+from dmabench.tasks.kinds import KINDS, known_kinds
 from dmabench.tasks.presets import PRESETS, model_config
 
 PARTS = ("embedding", "attn", "ffn", "norm", "short_conv")

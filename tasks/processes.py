@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 T = TypeVar("T")
@@ -102,6 +101,8 @@ class Processes:
         """The model as one process can use it: itself, or a copy put together from the shares."""
         if self.count == 1 or not sharded:
             return model
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
         weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
         with torch.random.fork_rng(devices=[]):
             copy = type(model)(model.config)

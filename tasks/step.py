@@ -17,7 +17,8 @@ import torch
 
 from dmabench.tasks.attention_time import Stamp, Stopwatch, attention_time
 from dmabench.tasks.batches import Batch, split
-from dmabench.tasks.config import ModelConfig, known_kinds
+from dmabench.tasks.config import ModelConfig
+from dmabench.tasks.kinds import known_kinds
 from dmabench.tasks.labelled_loss import LabelledLoss
 from dmabench.tasks.language_stages import SMALLEST_WINDOW
 from dmabench.tasks.presets import FIELDS, model_config

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from dmabench.kernels import cost
-from dmabench.tasks.config import POSITIONS, ModelConfig, known_kinds, windowed_kinds
+from dmabench.tasks.kinds import POSITIONS, known_kinds, windowed_kinds
 from dmabench.tasks.task import Axis, Cost, Settings
 
 if TYPE_CHECKING:
+    from dmabench.tasks.config import ModelConfig
     from dmabench.tasks.model import DmabenchForCausalLM
 
 WINDOWED = windowed_kinds()
@@ -48,7 +49,7 @@ TRAIN_AXES: tuple[Axis, ...] = (
 Key = tuple[tuple[str, Any], ...]
 
 
-def model_config(settings: Settings, vocab_size: int, max_positions: int) -> ModelConfig:
+def model_config(settings: Settings, vocab_size: int, max_positions: int) -> "ModelConfig":
     """The model of a cell.
 
     `heads` and `kv_heads` are equal where only one is given; the feed-forward is twice as wide as the model. `yarn`
@@ -87,6 +88,8 @@ def model_config(settings: Settings, vocab_size: int, max_positions: int) -> Mod
     if fields["positions"] == "yarn":
         trained = settings.get("train_len") or -(-max_positions // 4)
         fields |= {"trained_positions": trained, "yarn_factor": max(1.0, max_positions / trained)}
+    from dmabench.tasks.config import ModelConfig  # imports transformers, which tables of finished runs need not
+
     config = ModelConfig(**fields)
     if settings.get("nsa_topk") is not None and settings["attention"] == "nsa":
         config.nsa = asdict(replace(config.nsa_settings, select_count=settings["nsa_topk"]))
@@ -121,7 +124,7 @@ def build_model(settings: Settings, vocab_size: int, max_positions: int) -> "Dma
         return DmabenchForCausalLM(config)
 
 
-def density(config: ModelConfig, seqlen: int) -> float:
+def density(config: "ModelConfig", seqlen: int) -> float:
     """Query-key pairs that are read over those of dense causal attention, mean over layers.
 
     nsa counts what each branch reads, overlaps and summaries of blocks included, so it can exceed 1.
@@ -130,7 +133,7 @@ def density(config: ModelConfig, seqlen: int) -> float:
     return sum(_pairs(config, kind, seqlen) for kind in config.kinds) / (len(config.kinds) * dense)
 
 
-def sparsity_active(config: ModelConfig, seqlen: int) -> bool:
+def sparsity_active(config: "ModelConfig", seqlen: int) -> bool:
     """Whether any layer leaves out keys of a sequence so long."""
     keys = {kind: config.window_of(kind) or seqlen for kind in config.kinds}
     if "nsa" in config.kinds:
@@ -162,7 +165,7 @@ def train_cost(settings: Settings, tokens: int, seqlen: int, vocab: int, labels:
     return config_cost(_config(key, vocab, seqlen), tokens, seqlen, settings.get("batch") or 1, labels)
 
 
-def config_cost(config: ModelConfig, tokens: int, seqlen: int, batch: int, labels: int | None = None) -> Cost:
+def config_cost(config: "ModelConfig", tokens: int, seqlen: int, batch: int, labels: int | None = None) -> Cost:
     """As `train_cost`, of any model.
 
     Args:
@@ -182,7 +185,7 @@ def config_cost(config: ModelConfig, tokens: int, seqlen: int, batch: int, label
     return Cost(tokens, sequences * per_sequence, (16 * (matrices + embedding) + kept) / 2**20)
 
 
-def _pairs(config: ModelConfig, kind: str, seqlen: int) -> int:
+def _pairs(config: "ModelConfig", kind: str, seqlen: int) -> int:
     """Query-key pairs of one head."""
     if kind == "nsa":
         return cost.sparse_pairs(seqlen, seqlen, **asdict(config.nsa_settings)).total
@@ -190,7 +193,7 @@ def _pairs(config: ModelConfig, kind: str, seqlen: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _config(key: Key, vocab: int, seqlen: int) -> ModelConfig:
+def _config(key: Key, vocab: int, seqlen: int) -> "ModelConfig":
     return model_config(dict(key), vocab, seqlen)
 
 
@@ -198,6 +201,7 @@ def _config(key: Key, vocab: int, seqlen: int) -> ModelConfig:
 def _sizes(config: str) -> tuple[int, int]:
     """Parameters beside the embedding, and those of the embedding, of a config in JSON: a model on no device for each
     sort of cell, not for each cell."""
+    from dmabench.tasks.config import ModelConfig
     from dmabench.tasks.parameters import parameters
 
     found = parameters(ModelConfig(**json.loads(config)))

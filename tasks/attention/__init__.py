@@ -10,7 +10,8 @@ from importlib import import_module
 from torch import nn
 
 from dmabench.tasks import outside_attentions
-from dmabench.tasks.config import KINDS, ModelConfig
+from dmabench.tasks.config import ModelConfig
+from dmabench.tasks.kinds import KINDS
 
 CLASSES = {
     "mha": "DenseAttention",

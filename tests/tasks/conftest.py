@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmabench.tasks.config import KINDS, ModelConfig
+from dmabench.tasks.config import ModelConfig
+from dmabench.tasks.kinds import KINDS
 from dmabench.tasks.model import DmabenchForCausalLM
 
 PATTERN = "swa:1,dma:1,mha:1,nsa:1,mla:1"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmabench.tasks.attention_time import Stopwatch, attention_time
-from dmabench.tasks.config import KINDS
+from dmabench.tasks.kinds import KINDS
 from dmabench.tasks.labelled_loss import LabelledLoss
 from dmabench.tasks.presets import model_config
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dmabench.kernels import registry
-from dmabench.tasks.config import KINDS
+from dmabench.tasks.kinds import KINDS
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.presets import model_config
 

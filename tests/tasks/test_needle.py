@@ -7,8 +7,8 @@ import torch
 
 from dmabench.errors import Refusal
 from dmabench.tasks import needle, needle_scores
-from dmabench.tasks.config import KINDS as ATTENTIONS
 from dmabench.tasks.haystacks import KINDS
+from dmabench.tasks.kinds import KINDS as ATTENTIONS
 from dmabench.tasks.needle import TASK
 from dmabench.tasks.needle_presets import QUICK
 from dmabench.tasks.task import Tools

@@ -7,7 +7,8 @@ import torch
 
 from dmabench.tasks import outside_attentions
 from dmabench.tasks.attention.swa import WindowAttention
-from dmabench.tasks.config import KINDS, known_kinds, parse_pattern, windowed_kinds
+from dmabench.tasks.config import parse_pattern
+from dmabench.tasks.kinds import KINDS, known_kinds, windowed_kinds
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.parameters import table
 from dmabench.tasks.presets import model_config

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmabench.tasks.config import KINDS
+from dmabench.tasks.kinds import KINDS
 from dmabench.tasks.model import DmabenchForCausalLM
 from dmabench.tasks.parameters import LARGEST_DIFFERENCE, difference, parameters, table
 from dmabench.tasks.presets import PRESETS, model_config

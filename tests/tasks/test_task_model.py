@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmabench.kernels import cost
-from dmabench.tasks.config import KINDS
+from dmabench.tasks.kinds import KINDS
 from dmabench.tasks.task_model import (
     MODEL_AXES,
     TRAIN_AXES,
