@@ -171,6 +171,11 @@ class Plan:
                 "(with parametrisation='exp' a large gate overflows; 'linear' does not)"
             )
 
+    def step_ends(self, block_q: int, block_k: int, groups: int, rows: int) -> Tensor:
+        """Tiles.step_ends of these tiles, made once."""
+        key = ("step ends", block_q, block_k, groups, rows)
+        return self.derived(key, lambda: self.tiles(block_q, block_k).step_ends(groups, rows, self.query_len))
+
     def derived(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once for `key` and kept with the plan: for what a backend converts."""
         if key not in self._derived:

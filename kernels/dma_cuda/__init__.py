@@ -48,9 +48,7 @@ def _ranges(plan: Plan) -> list[Tensor]:
 def _tiles(plan: Plan, groups: int) -> list[Tensor]:
     """Which queries each tile of keys meets, and where their steps end."""
     together = PAIR if hopper.serves("dkdv", plan.evict_BGT.device) else TILE
-    blocks = plan.tiles(BLOCK_Q, together)
-    ends = plan.derived(("step ends", together, groups, ROWS), lambda: blocks.step_ends(groups, ROWS, plan.query_len))
-    return [plan.order_BGT, *_ranges(plan), ends]
+    return [plan.order_BGT, *_ranges(plan), plan.step_ends(BLOCK_Q, together, groups, ROWS)]
 
 
 def prepare(*, plan: Plan, delta: Tensor, problem: Problem) -> None:

@@ -86,8 +86,8 @@ def structures(
         lists = plan.key_lists()
     if backward or not plan.gathers:
         tiles = _tiles(plan)
-    if backward:
-        ends = _step_ends(plan, groups, *_shares(head_dim, dtype, plan.evict_BGT.device, groups))
+    if backward and (shared := _shared_keys(head_dim, dtype, plan.evict_BGT.device, groups)):
+        ends = plan.step_ends(_BLOCK_Q, shared, groups, _BLOCK_Q)
     return (
         plan.evict_BGT,
         plan.references(delta),
@@ -99,19 +99,11 @@ def structures(
 
 
 @torch.compiler.assume_constant_result
-def _shares(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> tuple[bool, int]:
-    """Whether programs share the gradients of keys evenly, and how many keys a tile has for them. Looked up in files
-    and in what the device says of itself, where torch.compile cannot follow."""
+def _shared_keys(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> int | None:
+    """Keys of a tile where programs share the gradients of keys evenly, else None. Looked up in files and in what the
+    device says of itself, where torch.compile cannot follow."""
     config = configs.for_call(head_dim, dtype, device, groups).keys
-    return config.even, config.block_n
-
-
-def _step_ends(plan: Plan, groups: int, even: bool, block_n: int) -> Tensor | None:
-    if not even:
-        return None
-    tiles = plan.tiles(_BLOCK_Q, block_n)
-    key = ("step ends", block_n, groups, _BLOCK_Q)
-    return plan.derived(key, lambda: tiles.step_ends(groups, _BLOCK_Q, plan.query_len))
+    return config.block_n if config.even else None
 
 
 BACKENDS = [
