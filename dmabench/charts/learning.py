@@ -9,7 +9,7 @@ from dmabench.charts.ablation import look_of_variant
 from dmabench.charts.labels import Label, label_ends
 from dmabench.charts.parts import apart, dress, look, rows_of, stem_of
 from dmabench.summaries.controls import judged
-from dmabench.summaries.task_layout import length, name_of, place, shared_words
+from dmabench.summaries.task_layout import length, name_of, place, words_with_size
 from dmabench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def draw(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str, F
         mine = rows_of(part)
         part = part.assign(seeds=len({row.get("seed") for row in mine}))
         figure = _figure(task, mine)
-        sizes = {row.get("size") for row in mine} - {None}
-        words = [f"size {size}" for size in sizes if len(sizes) == 1] + shared_words(task, mine)
-        dress(figure, TITLE, words, part, about, _notes(mine))
+        dress(figure, TITLE, words_with_size(task, mine), part, about, _notes(mine))
         figures[stem_of("curve", task, figures)] = figure
     return figures
 

@@ -15,7 +15,7 @@ from dmabench.statistics.scaling_fit import over_documents
 from dmabench.store.run_folder import read_manifest, read_rows
 from dmabench.store.runs import provenance
 from dmabench.summaries.controls import CONTROL
-from dmabench.summaries.task_layout import Sheet, place, shared_words
+from dmabench.summaries.task_layout import Sheet, place, words_with_size
 from dmabench.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ def figures(task: Task, rows: Sequence[Row], about: dict[str, str]) -> "dict[str
     if len(frame) < 2:
         return {}
     passed = [row for row in rows if row.get("status") == "PASSED"]
-    sizes = {row.get("size") for row in passed} - {None}
-    words = [f"size {size}" for size in sizes if len(sizes) == 1] + shared_words(task, passed)
-    return {f"{task.name}-held-out": chart.draw(frame, words, about)}
+    return {f"{task.name}-held-out": chart.draw(frame, words_with_size(task, passed), about)}
 
 
 def draw_run(path: Path, task: Task) -> list[Path]:

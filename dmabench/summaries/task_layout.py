@@ -183,6 +183,12 @@ def shared_words(task: Task, rows: Sequence[Row], without: Sequence[str] = ()) -
     return [f"{HEADERS.get(name, name)} {length(same[name])}" for name in names]
 
 
+def words_with_size(task: Task, rows: Sequence[Row]) -> list[str]:
+    """The same, and before them the size of the model where there is one."""
+    sizes = {row.get("size") for row in rows} - {None}
+    return [f"size {size}" for size in sizes if len(sizes) == 1] + shared_words(task, rows)
+
+
 def _by_length(task: Task, rows: Sequence[Row], width: int | None) -> list[Sheet]:
     """Needles: a table for each trained length, mean accuracy over depths by test length."""
     models = sorted(extrapolation(task, rows), key=lambda row: place(task, row))
