@@ -184,5 +184,6 @@ def winners(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
 
 def words(config: Config) -> str:
     """A configuration in few words."""
-    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead + ", even" * config.even
+    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead
+    more += ", even" * config.even + ", once" * config.once
     return f"{config.block_m}x{config.block_n}, {config.warps} warps, {config.stages} stages{more}"

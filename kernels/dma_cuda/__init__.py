@@ -1,7 +1,6 @@
 """dma/cuda: dynamic mask attention in CUDA C++, compiled by NVRTC when it is first called.
 
-Tensor cores through mma.sync, so any GPU from sm_80 on; Hopper has kernels of its own, with wgmma: of the forward, and
-of the backward, which are switched off until they have been timed (hopper.py).
+Tensor cores through mma.sync, so any GPU from sm_80 on; Hopper has kernels of its own, with wgmma (hopper.py).
 Queries gather their keys by the plan's lists; where the window is too large for that to pay, keys are visited in the
 order of their positions.
 """

@@ -15,8 +15,8 @@ from dmabench.kernels.dma_cuda import launch
 SWITCH = "DMABENCH_HOPPER"
 """The environment variable that names the kernels of ON: "forward,dq,dkdv", or "none", read when this is imported."""
 KERNELS = ("forward", "dq", "dkdv")
-USUAL = "forward"
-"""dq and dkdv are left out until a card has timed them and both halves of the gate have passed there."""
+USUAL = "forward,dq,dkdv"
+"""All are faster there than the plain path (results/LOG.md, 2026-12-01)."""
 ON = frozenset(word for word in os.environ.get(SWITCH, USUAL).replace(" ", "").split(",") if word != "none")
 """Which of KERNELS serve Hopper, rather than the plain path. A plan's tiles are for one path of dkdv: this stays as
 it is in a process."""

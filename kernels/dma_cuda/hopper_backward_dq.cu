@@ -63,7 +63,7 @@ struct DQ : Consumer {
     }
     __device__ __forceinline__ void copy_next_queries(const QuerySources& from, int number) const {
         wait_for_one_another();
-        copy_queries(from, number + gridDim.x);
+        copy_queries(from, tasks.after(number));
     }
 
     // What is known of this warpgroup's rows: their lse, and sums of dout * out, PIECES lanes a row, also to global memory.
@@ -179,7 +179,7 @@ struct DQ : Consumer {
 
     __device__ __forceinline__ void compute_all(const QuerySources& from, float* rowsum, unsigned char* dq) {
         copy_queries(from, blockIdx.x);
-        for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
+        for (int number = blockIdx.x; number < tasks.count(); number = tasks.after(number)) {
             const int within = lane_row();
             float sums[M][D / 2];
             {

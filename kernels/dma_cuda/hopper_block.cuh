@@ -68,6 +68,12 @@ struct Tasks {
     int rows;  // heads of all batches, HEADS at a time
 
     __device__ __forceinline__ int count() const { return rows * sizes.query_blocks(); }
+    // What a CTA does after this one. CTAs take turns back and forth: who had the longest task of one turn has the
+    // shortest of the next. (What is divided by is not kept: its reciprocal would take registers that there are not.)
+    __device__ __forceinline__ int after(int number) const {
+        const int ctas = not_kept(gridDim.x);
+        return (number / ctas + 1) * 2 * ctas - 1 - number;
+    }
 };
 
 struct Task {

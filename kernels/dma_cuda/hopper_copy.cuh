@@ -43,7 +43,7 @@ __device__ __forceinline__ void copy_all(const Shared& shared, const Tasks& task
     KRing k_ring;
     VRing v_ring;
     int slot = 0;
-    for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
+    for (int number = blockIdx.x; number < tasks.count(); number = tasks.after(number)) {
         const Task task(tasks, number);
         const long long bg = task.key_head(tasks.sizes);
         const Walk walk(sources.plan, tasks.sizes, bg, task.block);

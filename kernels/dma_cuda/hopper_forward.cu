@@ -19,7 +19,7 @@ struct Forward : Consumer {
     }
     __device__ __forceinline__ void copy_next_queries(const Queries& from, int number) const {
         wait_for_one_another();
-        copy_queries(from, number + gridDim.x);
+        copy_queries(from, tasks.after(number));
     }
     // Tile by tile, step by step: start the next scores and this tile's product with V, which is computed beside the
     // softmax of those.
@@ -86,7 +86,7 @@ struct Forward : Consumer {
 
     __device__ __forceinline__ void compute_all(const Queries& from, const float* origins, const Targets& to) {
         copy_queries(from, blockIdx.x);
-        for (int number = blockIdx.x; number < tasks.count(); number += gridDim.x) {
+        for (int number = blockIdx.x; number < tasks.count(); number = tasks.after(number)) {
             wait_for_queries();
             float out[M][D / 2];
             RowState rows[M];

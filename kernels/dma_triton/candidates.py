@@ -9,27 +9,29 @@ from typing import Any
 
 from dmabench.kernels.dma_triton.tuned import Config
 
-# block_m, block_n, warps, stages, heads, ahead, even. By head dimension as the kernels see it, half precision.
-_BY_QUERY = {
+# block_m, block_n, warps, stages, heads, ahead, even, once. By head dimension as the kernels see it, half precision.
+_BY_QUERY: dict[int, list[tuple[Any, ...]]] = {
     64: [
         (128, 64, 4, 2, 1, False), (128, 64, 4, 3, 1, True), (128, 64, 8, 3, 1, True), (64, 64, 4, 3, 1, True),
         (128, 64, 8, 3, 2, True), (128, 32, 8, 3, 2, True),
     ],
     128: [
-        (128, 64, 8, 3, 1, True), (128, 64, 8, 4, 1, True), (128, 32, 8, 3, 2, True), (128, 32, 8, 2, 2, False),
-        (128, 64, 8, 2, 1, False), (128, 32, 8, 4, 1, True), (64, 64, 4, 2, 1, True), (64, 32, 4, 3, 1, True),
-        (64, 64, 8, 3, 2, True), (128, 32, 16, 2, 2, False),
+        (128, 32, 4, 3, 1, True, False, True), (128, 32, 4, 2, 1, True, False, True), (128, 32, 4, 2, 1, True),
+        (64, 32, 4, 2, 2, True, False, True), (64, 32, 4, 3, 2, True, False, True), (64, 32, 4, 2, 2, True),
+        (64, 32, 4, 3, 1, True, False, True), (64, 32, 4, 4, 1, True, False, True), (64, 32, 4, 3, 1, True),
+        (64, 64, 4, 2, 1, True), (64, 64, 4, 2, 1, True, False, True), (128, 64, 8, 3, 1, True, False, True),
+        (128, 16, 4, 3, 1, True, False, True), (128, 64, 8, 3, 1, True),
     ],
     256: [
         (128, 32, 8, 2, 1, True), (128, 32, 8, 3, 1, True), (64, 32, 4, 2, 1, True), (64, 32, 8, 3, 2, True),
     ],
 }  # fmt: skip
-_QUERIES = {
+_QUERIES: dict[int, list[tuple[Any, ...]]] = {
     64: [*_BY_QUERY[64], (128, 64, 8, 2, 1, True)],
     128: [
-        (128, 64, 8, 2, 1, True), (128, 32, 8, 3, 1, True), (128, 32, 8, 4, 1, True), (64, 64, 4, 2, 1, True),
-        (64, 64, 4, 2, 1, False), (64, 32, 4, 3, 1, True), (64, 64, 8, 2, 2, True), (64, 32, 8, 3, 2, True),
-        (128, 32, 16, 2, 2, True),
+        (64, 64, 4, 2, 1, True), (64, 32, 4, 3, 1, True, False, True), (64, 32, 4, 2, 1, True, False, True),
+        (64, 64, 4, 2, 1, True, False, True), (128, 64, 8, 2, 1, True, False, True), (64, 64, 4, 2),
+        (128, 32, 8, 3, 1, True, False, True),
     ],
     256: [(64, 32, 4, 2, 1, True), (64, 32, 8, 2, 2, True), (64, 32, 8, 2, 1, True), (64, 16, 4, 2, 1, True)],
 }  # fmt: skip

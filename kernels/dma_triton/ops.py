@@ -63,7 +63,8 @@ def _named(q: Tensor, config: Config) -> dict[str, Any]:
 
 def _named_by_query(q: Tensor, config: Config, gathers: bool) -> dict[str, Any]:
     """Of the two kernels that read keys for a block of queries."""
-    return {"GATHERS": gathers, "AHEAD": gathers and config.ahead, "HEADS": config.heads, **_named(q, config)}
+    switches = {"GATHERS": gathers, "AHEAD": gathers and config.ahead, "HEADS": config.heads}
+    return {**switches, "COPIES": config.copies if gathers else 1, **_named(q, config)}
 
 
 def _forward(

@@ -184,7 +184,7 @@ def test_variants_fit(head_dim, groups):
 @pytest.mark.parametrize(
     ("value", "on", "wrong"),
     [
-        (None, {"forward"}, None),
+        (None, {"forward", "dq", "dkdv"}, None),
         ("none", set(), None),
         ("forward, dq,dkdv", {"forward", "dq", "dkdv"}, None),
         ("dk", {"dk"}, "DMABENCH_HOPPER names 'dk'; choose from forward, dq, dkdv and none"),

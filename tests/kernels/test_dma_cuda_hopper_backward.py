@@ -218,6 +218,7 @@ def test_on_a_gpu(case, dq, dkdv, inputs, budget, monkeypatch):
         plan = make_plan(delta.detach(), window, query_len=q.shape[2])
         return dynamic_mask_attention(*leaves, window, plan=plan, backend="cuda")
 
+    monkeypatch.setattr(hopper, "ON", set())
     plain = torch.autograd.grad(attend(), leaves, budget.dout(leaves))
     monkeypatch.setattr(hopper, "ON", {name for name, on in (("dq", dq), ("dkdv", dkdv)) if on})
     checked = budget.check(leaves, budget.by_heap(delta, window), q.shape[-1] ** -0.5, attend())
