@@ -94,7 +94,7 @@ class Plan:
     def gathers(self) -> bool:
         """Whether queries attend to so few of the keys that gathering them by list pays. If not, keys stay in the
         order of their positions, where causal attention is dense anyway, and no list is made."""
-        return _gathers(self.window, self.key_len)
+        return pays_to_gather(self.window, self.key_len)
 
     @cached_property
     def order_BGT(self) -> Tensor:
@@ -210,7 +210,7 @@ def make_plan(delta_BGT: Tensor, window: int, *, key_mask: Tensor | None = None,
             f"key_mask must be bool {(B, key_len)}, True for real keys; got {key_mask.dtype} {tuple(key_mask.shape)}"
         )
     if fused_plan.usable(delta_BGT) and delta_BGT.dtype == torch.float32:
-        listing = _gathers(window, key_len)
+        listing = pays_to_gather(window, key_len)
         evict, finite, *alive, references = fused_plan.evictions(delta_BGT, window, key_mask, query_len, listing)
         plan = Plan(window, query_len, evict, finite, (alive[0], alive[1]) if listing else None)
         if not torch.compiler.is_compiling():
@@ -227,7 +227,8 @@ def _mark(x: Tensor) -> tuple:
     return x.data_ptr(), x.stride(), x._version
 
 
-def _gathers(window: int, key_len: int) -> bool:
+def pays_to_gather(window: int, key_len: int) -> bool:
+    """Whether a window is so much shorter than the sequence that plans have lists of keys."""
     return 2 * list_width(window, key_len) <= key_len
 
 

@@ -96,6 +96,13 @@ def tune(
 
     if len(delta_words(delta)) != 1 or delta.startswith(("file:", "model:")):
         raise Refusal(f"--delta {delta}: name one distribution")
+    from dmabench.kernels.plan import pays_to_gather
+
+    if not pays_to_gather(sizes["window"], sizes["seqlen"]):
+        raise Refusal(
+            f"--window {window} of --seqlen {seqlen}: keys are not gathered by list there, and what is tuned is for "
+            "calls that gather them; take a window that is a smaller part of the length"
+        )
     _needs_triton()
     if dry_run:
         found, key = _compiled(named, sizes, dtype, 90 if arch is None else arch), None
@@ -155,7 +162,7 @@ def _compiled(named: list[str], sizes: dict[str, int], dtype: str, arch: int) ->
     if arch not in SHARED_MEMORY:
         raise Refusal(f"--arch {arch} is unknown; choose from {', '.join(map(str, SHARED_MEMORY))}")
     torch_dtype, shared = TORCH_DTYPE[dtype], SHARED_MEMORY[arch]
-    base = configs.choose(sizes["head_dim"], torch_dtype, shared)
+    base = configs.choose(sizes["head_dim"], torch_dtype, shared, divmod(arch, 10))
     found = []
     for one in _candidates(named, sizes, base):
         _begin(one, "compiling")
@@ -185,7 +192,7 @@ def _timed(
     major, minor = torch.cuda.get_device_capability(target)
     shared = configs.shared_memory(target)
     # The table's own, whatever was tuned before: what is compared with must not depend on it.
-    base = configs.choose(sizes["head_dim"], torch_dtype, shared)
+    base = configs.choose(sizes["head_dim"], torch_dtype, shared, (major, minor))
     rest = {name: size for name, size in sizes.items() if name != "window"}
     shape = Shape(pass_="fwd+bwd", level="kernel", dtype=dtype, seed=0, device=str(target), **rest)
     with configs.forced(base):

@@ -104,6 +104,11 @@ class _Subject(Timed):
             return self._run(self._kernel)
 
 
+def _with(base: Configs, kernel: str, config: Config) -> Configs:
+    changed: dict[str, Any] = {kernel: config}
+    return replace(base, **changed)
+
+
 def measure(
     run: Callable[[str], Tensors],
     base: Configs,
@@ -125,7 +130,7 @@ def measure(
     found = {number: one for number, one in enumerate(candidates)}
     ready = [number for number, one in found.items() if one.status == READY]
     subjects = {
-        str(number): _Subject(run, found[number].kernel, replace(base, **{found[number].kernel: found[number].config}))
+        str(number): _Subject(run, found[number].kernel, _with(base, found[number].kernel, found[number].config))
         for number in ready
     }
     expected: dict[str, Tensors] = {}
@@ -184,6 +189,5 @@ def winners(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
 
 def words(config: Config) -> str:
     """A configuration in few words."""
-    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead
-    more += ", even" * config.even + ", once" * config.once
+    more = f", {config.heads} heads" * (config.heads > 1) + ", keys ahead" * config.ahead + ", even" * config.even
     return f"{config.block_m}x{config.block_n}, {config.warps} warps, {config.stages} stages{more}"

@@ -68,7 +68,6 @@ def signature_of(kernel: str, config: Config, head_dim: int, dtype: torch.dtype)
     known: dict[str, Any] = {
         "GATHERS": True,
         "AHEAD": config.ahead,
-        "COPIES": config.copies,
         "HEADS": config.heads,
         "EVEN": config.even,
         "HEAD_DIM": head_dim,

@@ -1,8 +1,8 @@
 """How each kernel is compiled: block sizes, warps, stages. All that tuning changes is in this file.
 
 A call takes, of the first that has one for its device: what `dmabench tune` measured here (the user's cache, tuned.py),
-what was measured before and committed (MEASURED), the table by head dimension, dtype and shared memory. Nothing is
-ever timed inside a call.
+what was measured before on GPUs of its kind (MEASURED), the table by head dimension, dtype and shared memory. Nothing
+is ever timed inside a call.
 
 The table was chosen so that no inner loop spills registers on sm_90 (triton 3.6 and 3.9, compiled without a GPU);
 tests/kernels/test_dma_triton_compile.py compiles it and reads what it takes.
@@ -29,6 +29,12 @@ class Configs:
     """The gradient of the queries."""
     keys: Config
     """The gradients of keys, values and delta."""
+    in_order: tuple[Config, Config] | None = None
+    """Of the forward and of the gradient of the queries where keys are not gathered by list, if not the same."""
+
+    def by_query(self, gathers: bool) -> tuple[Config, Config]:
+        """Of the forward and of the gradient of the queries."""
+        return (self.forward, self.queries) if gathers or self.in_order is None else self.in_order
 
 
 HOPPER, AMPERE, CONSUMER = 227 << 10, 163 << 10, 99 << 10
@@ -58,9 +64,18 @@ _FLOAT = {
 }
 
 
-MEASURED: dict[tuple[str, str, str, int], dict[str, Config]] = {}
-"""Winners of `dmabench tune` that are committed, by (device, triton's version, dtype, block_d(head dimension)), each
-with the comment that says which row of results/LOG.md they come from. Empty: nothing was tuned on a card yet."""
+MEASURED: dict[tuple[int, int], dict[int, Configs]] = {
+    (9, 0): {
+        # An H200, triton 3.6.0: results/LOG.md, 2026-12-01.
+        128: Configs(
+            Config(128, 32, 4, 2, ahead=True),
+            Config(64, 64, 4, 2, ahead=True),
+            Config(32, 64, 4, 2, even=True),
+        ),
+    },
+}
+"""Winners of `dmabench tune` that are committed, by compute capability and block_d(head dimension): half precision,
+keys gathered by list."""
 
 
 def block_d(head_dim: int) -> int:
@@ -68,15 +83,18 @@ def block_d(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def choose(head_dim: int, dtype: torch.dtype, shared_memory: int) -> Configs:
-    """The table's configurations for a device where a block may take `shared_memory` bytes."""
+def choose(head_dim: int, dtype: torch.dtype, shared_memory: int, capability: tuple[int, int] | None = None) -> Configs:
+    """What was measured on GPUs of this compute capability, if anything was; else the table's configurations for a
+    device where a block may take `shared_memory` bytes."""
     if dtype.itemsize == 4:
-        table = _FLOAT
+        table = _FLOAT[block_d(head_dim)]
     elif shared_memory >= HOPPER:
-        table = _HALF
+        table = _HALF[block_d(head_dim)]
     else:
-        table = _HALF_AMPERE if shared_memory >= AMPERE else _HALF_CONSUMER
-    return table[block_d(head_dim)]
+        table = (_HALF_AMPERE if shared_memory >= AMPERE else _HALF_CONSUMER)[block_d(head_dim)]
+    measured = MEASURED.get(capability, {}).get(block_d(head_dim)) if capability and dtype.itemsize == 2 else None
+    # Without lists what was measured with them may spill.
+    return replace(measured, in_order=(table.forward, table.queries)) if measured else table
 
 
 def for_call(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> Configs:
@@ -93,10 +111,10 @@ def for_call(head_dim: int, dtype: torch.dtype, device: torch.device, groups: in
 
 @cache
 def _of_device(head_dim: int, dtype: torch.dtype, device: torch.device, groups: int) -> Configs:
-    key = key_of(head_dim, dtype, device)
-    winners = MEASURED.get((key.device, key.triton, key.dtype, key.head_dim), {}) | tuned.read(key)
+    winners = tuned.read(key_of(head_dim, dtype, device))
     fitting = {name: config for name, config in winners.items() if groups % config.heads == 0}
-    return replace(choose(head_dim, dtype, shared_memory(device)), **fitting)
+    chosen = choose(head_dim, dtype, shared_memory(device), torch.cuda.get_device_capability(device))
+    return replace(chosen, in_order=chosen.by_query(gathers=False), **fitting) if fitting else chosen
 
 
 def key_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> Key:

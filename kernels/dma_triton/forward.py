@@ -48,7 +48,6 @@ def _add_keys(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    COPIES: tl.constexpr,
 ):
     """The online softmax over the keys at entries [begin, stop), of which those before `middle` need no mask."""
     for MASKED in tl.static_range(2):
@@ -57,7 +56,7 @@ def _add_keys(
         for at in range(start, stop if MASKED else middle, BLOCK_N):
             entry = at + tl.arange(0, BLOCK_N)
             key, there, evicted, bias = load_keys(
-                keys, evict, delta, reference, entry, stop, key_len, following, GATHERS, AHEAD, MASKED, COPIES
+                keys, evict, delta, reference, entry, stop, key_len, following, GATHERS, AHEAD, MASKED
             )
             if AHEAD:
                 # Addresses that no load of the same step makes: rows can be copied as many steps ahead as fit.
@@ -123,7 +122,6 @@ def forward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    COPIES: tl.constexpr,
 ):
     """One program for BLOCK_M query rows of HEADS heads that share keys. Strides are in elements."""
     b, g, h, row = query_program(kv_heads, groups, query_len, BLOCK_M, HEADS)
@@ -150,7 +148,7 @@ def forward_kernel(
         middle = tl.load(full + listed) // BLOCK_N * BLOCK_N
         acc, top, total = _add_keys(
             acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, 0, middle, stop, k_t, v_t, key_len,
-            scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N, COPIES,
+            scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     else:
         tiles = tl.cdiv(key_len, TILE)
@@ -166,7 +164,6 @@ def forward_kernel(
             acc, top, total = _add_keys(
                 acc, top, total, q_MD, k, v, delta, evict, reference, keys, position, begin * TILE,
                 middle * TILE, stop * TILE, k_t, v_t, key_len, scale_log2, GATHERS, AHEAD, HEAD_DIM, BLOCK_D, BLOCK_N,
-                COPIES,
             )  # fmt: skip
             tile = stop
 

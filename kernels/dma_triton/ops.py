@@ -63,8 +63,7 @@ def _named(q: Tensor, config: Config) -> dict[str, Any]:
 
 def _named_by_query(q: Tensor, config: Config, gathers: bool) -> dict[str, Any]:
     """Of the two kernels that read keys for a block of queries."""
-    switches = {"GATHERS": gathers, "AHEAD": gathers and config.ahead, "HEADS": config.heads}
-    return {**switches, "COPIES": config.copies if gathers else 1, **_named(q, config)}
+    return {"GATHERS": gathers, "AHEAD": gathers and config.ahead, "HEADS": config.heads, **_named(q, config)}
 
 
 def _forward(
@@ -88,7 +87,7 @@ def _forward(
     """out in q's dtype and layout; lse, and lse relative to `references`, float32 [B, H, Tq]."""
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
     out, lse, relative_lse = _empty_forward(q)
-    config = _configs(q, k).forward
+    config, _ = _configs(q, k).by_query(keys is not None)
     with torch.cuda.device_of(q):
         launch_forward(
             _query_programs(q, config),
@@ -136,7 +135,7 @@ def _backward(
     # For the second kernel, with whole blocks of rows.
     row_sums, lses_log2 = torch.empty((2, B, H, -(-Tq // BLOCK_Q) * BLOCK_Q), dtype=torch.float32, device=q.device)
     configs = _configs(q, k)
-    queries, by_key = configs.queries, configs.keys
+    _, queries = configs.by_query(keys is not None)
     with torch.cuda.device_of(q):
         launch_backward_queries(
             _query_programs(q, queries),
@@ -148,7 +147,7 @@ def _backward(
             lambda: _named_by_query(q, queries, keys is not None),
         )  # fmt: skip
         _launch_keys(
-            by_key, q, k, v, delta, evict, references, order, first, last, full_first, full_last, ends, lses_log2,
+            configs.keys, q, k, v, delta, evict, references, order, first, last, full_first, full_last, ends, lses_log2,
             row_sums, dout, dk, dv, ddelta, scale,
         )  # fmt: skip
     return dq, dk, dv, ddelta

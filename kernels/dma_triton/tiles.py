@@ -90,22 +90,6 @@ def listed_keys(keys, entry, stop):
 
 
 @triton.jit
-def load_for_columns(base, at, there, MASKED: tl.constexpr, COPIES: tl.constexpr):
-    """base[at], for columns of a score; 0 outside of `there` where MASKED.
-
-    Each thread has many columns, and would read as many numbers. COPIES of each make a tensor of as many numbers as
-    there are threads; then they are read one a thread, and go to the columns through shared memory.
-    """
-    if COPIES > 1:
-        at = at[:, None] + tl.zeros([1, COPIES], tl.int32)
-        there = there[:, None]
-    value = tl.load(base + at, mask=there, other=0) if MASKED else tl.load(base + at)
-    if COPIES > 1:
-        value = tl.max(value, 1)
-    return value
-
-
-@triton.jit
 def load_keys(
     keys,
     evict,
@@ -118,7 +102,6 @@ def load_keys(
     GATHERS: tl.constexpr,
     AHEAD: tl.constexpr,
     MASKED: tl.constexpr,
-    COPIES: tl.constexpr,
 ):
     """Positions of the keys at `entry`, whether their rows may be read, when they are evicted, and what is added to
     their scores: delta relative to `reference`, in units of log 2.
@@ -130,13 +113,13 @@ def load_keys(
     if MASKED:
         there = entry < (stop if GATHERS else key_len)
         key = listed if AHEAD else tl.load(keys + entry, mask=there, other=0) if GATHERS else entry
-        evicted = load_for_columns(evict, key, there, True, COPIES)
-        bias = load_for_columns(delta, key, there, True, COPIES)
+        evicted = tl.load(evict + key, mask=there, other=0)
+        bias = tl.load(delta + key, mask=there, other=0.0)
         # Rows of keys that nobody attends to may hold anything, and 0 * NaN is NaN.
         there = evicted > key
     else:
         key = listed if AHEAD else tl.load(keys + entry) if GATHERS else entry
-        bias = load_for_columns(delta, key, key >= 0, False, COPIES)
+        bias = tl.load(delta + key)
         evicted, there = key, key >= 0  # not read
     return key, there, evicted, (bias - reference) * LOG2E
 

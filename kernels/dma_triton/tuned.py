@@ -23,8 +23,7 @@ _SOURCES = ("tiles.py", "forward.py", "backward_queries.py", "backward_keys.py")
 @dataclass(frozen=True)
 class Config:
     """How one kernel is compiled. `block_m` divides 128, `block_n` divides 64, or 128 for the gradients of the keys;
-    `heads`, `ahead` and `once` are of the other two, which read keys for a block of queries; `even` is of those
-    gradients.
+    `heads` and `ahead` are of the other two, which read keys for a block of queries; `even` is of those gradients.
 
     Raises:
         ValueError: sizes that no kernel takes.
@@ -42,22 +41,12 @@ class Config:
     """Where keys are gathered by list: whether their positions are read a step before their rows."""
     even: bool = False
     """For the gradients of keys: whether programs share the steps of all tiles evenly, rather than take a tile each."""
-    once: bool = False
-    """Where keys are gathered by list: whether the importance and the end of a key are read by few threads, which hand
-    them on, rather than by every thread that has scores of the key."""
 
     def __post_init__(self) -> None:
         sizes = (self.block_m, self.block_n, self.warps, self.stages, self.heads)
-        whole = all(type(size) is int and size > 0 for size in sizes)
-        whole &= all(type(switch) is bool for switch in (self.ahead, self.even, self.once))
+        whole = all(type(size) is int and size > 0 for size in sizes) and type(self.ahead) is type(self.even) is bool
         if not whole or 128 % self.block_m or 128 % self.block_n or self.warps & (self.warps - 1) or self.warps > 32:
             raise ValueError(f"{self} is no configuration of these kernels")
-
-    @property
-    def copies(self) -> int:
-        """Of what is known of a key, at most one a thread: fewer numbers than threads would be copied by all of them,
-        as often as scores need them (Triton takes such loads to be cheap)."""
-        return max(1, 32 * self.warps // self.block_n) if self.once else 1
 
     def options(self) -> dict[str, int]:
         """As keyword arguments of a launch. Triton 3.10 will not fuse multiply and add unless it is asked to."""
@@ -70,7 +59,7 @@ def require_fit(kernel: str, config: Config) -> None:
     if kernel not in KERNELS:
         raise ValueError(f"{kernel} is none of {', '.join(KERNELS)}")
     if kernel == "keys":
-        misfit = config.heads > 1 or config.ahead or config.once or (config.even and config.block_n < 64)
+        misfit = config.heads > 1 or config.ahead or (config.even and config.block_n < 64)
     else:
         misfit = config.even or bool(64 % config.block_n)
     if misfit:

@@ -9,6 +9,7 @@ import torch
 from dmabench.kernels.dma_triton import configs, tuned
 from dmabench.kernels.dma_triton.tuned import Config, Key
 
+CAPABILITY = (9, 9)
 KEY = Key("A card", "3.6.0", "bfloat16", 128, "0123")
 ONE, TWO = Config(128, 32, 8, 3, 2, True), Config(64, 64, 4, 2)
 BF16, CUDA = torch.bfloat16, torch.device("cuda:0")
@@ -27,6 +28,7 @@ def a_card(monkeypatch):
     """A CUDA device of which configs asks name and memory."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A card")
     monkeypatch.setattr(configs, "shared_memory", lambda device: configs.HOPPER)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: CAPABILITY)
     return configs.key_of(128, BF16, CUDA)
 
 
@@ -113,15 +115,19 @@ def test_what_one_kernel_takes_another_may_not():
 def test_calls_take_the_users_winners_then_the_committed_ones_then_the_table(a_card, monkeypatch):
     table = configs.choose(128, BF16, configs.HOPPER)
     assert configs.for_call(128, BF16, CUDA, 2) == table
-    committed = {(a_card.device, a_card.triton, a_card.dtype, 128): {"forward": TWO, "queries": TWO}}
-    monkeypatch.setattr(configs, "MEASURED", committed)
+    monkeypatch.setattr(configs, "MEASURED", {CAPABILITY: {128: configs.Configs(TWO, TWO, table.keys)}})
     tuned.store(a_card, {"forward": ONE}, {})
     configs.forget()
     found = configs.for_call(128, BF16, CUDA, 2)
     assert (found.forward, found.queries, found.keys) == (ONE, TWO, table.keys)
     # Three heads share a key/value head: two a program do not divide them.
-    assert configs.for_call(128, BF16, CUDA, 3).forward == table.forward
-    assert configs.for_call(64, BF16, CUDA, 2) == configs.choose(64, BF16, configs.HOPPER)
+    assert configs.for_call(128, BF16, CUDA, 3).forward == TWO
+    # What was measured with lists of keys is for them.
+    assert found.by_query(gathers=True) == (ONE, TWO) and found.by_query(gathers=False) == table.by_query(False)
+    for other in (configs.for_call(64, BF16, CUDA, 2), configs.choose(64, BF16, configs.HOPPER, CAPABILITY)):
+        assert other == configs.choose(64, BF16, configs.HOPPER)
+    fp32 = configs.choose(128, torch.float32, configs.HOPPER)
+    assert configs.choose(128, torch.float32, configs.HOPPER, CAPABILITY) == fp32
     assert configs.for_call(128, BF16, torch.device("cpu"), 2) == table
 
 

@@ -57,6 +57,7 @@ def test_without_a_gpu_nothing_is_tuned(monkeypatch):
         (["--output", "x"], "--output is of --from-rows"),
         (["--dry-run", "--arch", "70"], "--arch 70 is unknown"),
         (["--from-rows", "nowhere"], "no such folder"),
+        (["--seqlen", "8k", "--window", "4k"], "--window 4k of --seqlen 8k: keys are not gathered by list there"),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",
 )
