@@ -20,6 +20,8 @@ CANDIDATES = ("cuda", "triton", "flex")
 """What "auto" chooses among on a CUDA device; dma/reference, dense, where all of them refuse."""
 _SOURCES = {"cuda": "dma_cuda", "triton": "dma_triton", "flex": "dma_flex.py"}
 SUFFIXES = (".py", ".cu", ".cuh")
+STALE = 3.0
+"""Doublings by which a cell is further away whose kernels have changed since: it may say nothing of those of today."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _accepts(name: str, problem: Problem) -> bool:
 def _nearest(problem: Problem, device: Device, cells: Sequence[Cell]) -> Choice | None:
     name, capability = device
     alike = [c for c in cells if c.backward == problem.backward and (c.device == name or c.capability == capability)]
-    for cell in sorted(alike, key=lambda cell: cell.distance(problem, name)):
+    for cell in sorted(alike, key=lambda cell: cell.distance(problem, name) + STALE * bool(changed_since(cell))):
         for backend, _ in cell.total_ms:
             if _accepts(backend, problem):
                 return Choice(backend, cell, _told(cell, problem, name))

@@ -107,13 +107,12 @@ class Gate:
         dout = torch.zeros_like(inputs.dout)
         dout[:, :, rows] = inputs.dout[:, :, rows]
         exact = self._reference(torch.float64, None, delta, mask, rows, dout)
+        left = exact.pop("left", None)
         low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
         groups = inputs.shape.heads // inputs.shape.kv_heads
         summed = groups * (torch.searchsorted(rows, mask.evict.long()) - torch.searchsorted(rows, mask.birth.long()))
-        out = exact["out"]
-        rounding = (dout[:, :, rows] * (out.to(inputs.dtype).double() - out)).norm(dim=-1)
-        floors = Floors(summed, rounding)
+        floors = Floors(summed, self._rounding(exact["out"], dout[:, :, rows]), left)
         allowed = budgets(low, exact, inputs.dtype, inputs.shape.head_dim, floors)
         return Expected(delta if function == "dma" else None, mask, rows, dout, exact, allowed, floors)
 
@@ -140,6 +139,7 @@ class Gate:
         rows: Tensor,
         dout: Tensor,
     ) -> dict[str, Tensor]:
+        """Output and gradients; without a rounding also `left`, which is Floors.left."""
         inputs = self.inputs
         tensors = (inputs.q[:, :, rows], inputs.k, inputs.v, delta)
         leaves = [x.detach().to(precision).requires_grad_(self.backward) for x in tensors]
@@ -148,10 +148,21 @@ class Gate:
         out, _ = reference.attend(q, k, v, delta, birth, evict, inputs.scale, rows, rounding)
         found = {"out": _stored(out.detach(), inputs.dtype, rounding)}
         if self.backward:
-            grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision))
+            grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision), retain_graph=rounding is None)
             for name, grad in zip(NAMES[1:], grads, strict=True):
                 found[name] = grad if name == "ddelta" else _stored(grad, inputs.dtype, rounding)
+            if rounding is None:
+                # Each row's rounding reaches a key with the row's probability of it, and signs are random: squares add
+                # up. The gradient of v sums probabilities times what stands in dout, here in its first column.
+                squares = torch.zeros_like(out)
+                squares[..., 0] = self._rounding(found["out"], dout[:, :, rows]).square()
+                (summed,) = torch.autograd.grad(out, v, squares)
+                found["left"] = summed[..., 0].sqrt()
         return found
+
+    def _rounding(self, out: Tensor, dout: Tensor) -> Tensor:
+        """|dout (rounded out - out)| of each row."""
+        return (dout * (out.to(self.inputs.dtype).to(out.dtype) - out)).norm(dim=-1)
 
     def _numeric(self, attention: Attention, plan: Plan | None, expected: Expected) -> Verdict:
         inputs, rows, delta = self.inputs, expected.rows, expected.delta

@@ -34,6 +34,9 @@ class Floors:
     rounding: Tensor | None = None
     """[B, H, rows]: |dout (rounded out - out)|, what is left of a row's difference where the backward reads the output
     in the dtype in which it is stored, and nearly all weight is on one key. A dq off by twice that is in budget."""
+    left: Tensor | None = None
+    """What of that reaches ddelta, of whose shape it is: a standard deviation, at most. A key that has nearly all the
+    weight of a thousand rows gets that of all of them, and little else. A ddelta off by twice that is in budget."""
 
 
 NO_FLOORS = Floors()
@@ -65,6 +68,8 @@ def row_error(
         floor = least * floors.summed.clamp(min=1).sqrt()
     elif name == "dq" and floors.rounding is not None:
         floor = floor.maximum(floors.rounding / (4 * torch.finfo(dtype).eps))
+    if name == "ddelta" and floors.left is not None:
+        floor = floor.maximum(floors.left / (4 * torch.finfo(dtype).eps))
     typical = typical.maximum(floor)
     worst = ((x - exact).norm(dim=-1) / (size + typical)).max()
     return float(worst) if bool(worst.isfinite()) else float("inf")

@@ -15,7 +15,8 @@ from dmabench.store.environment import device_name
 from dmabench.store.run_folder import read_manifest, read_rows, read_samples
 from dmabench.store.runs import provenance
 from dmabench.summaries.speedups import add_speedups, fastest_dense, same_as_baseline, shape_of
-from dmabench.tables.layout import TIE, backend_id, shared_and_differing, significant, speedup_text
+from dmabench.tables.layout import HEADERS, TIE, backend_id, shared_and_differing, significant, speedup_text
+from dmabench.workload.cells import DELTAS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,8 @@ CELLS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "peak_mib": ("MiB of memory at the peak", lambda row: significant(row.get("peak_mib"))),
 }
 """Fields that a cell may show, with what the caption calls them."""
+PLACE = ("seqlen", "window", "delta")
+"""What a line of `times` stands for."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class Asked:
             raise Refusal(f"{self.where}: a block {self.kind!r} needs {name}=...")
         return self.options[name]
 
-    def only(self, names: Sequence[str], runs: int) -> None:
-        """Refuses options that the kind does not have, and another number of runs."""
+    def only(self, names: Sequence[str], runs: int | None) -> None:
+        """Refuses options that the kind does not have, and another number of runs; None: one or more."""
         unknown = sorted(set(self.options) - set(names))
         if unknown:
             raise Refusal(f"{self.where}: {self.kind} has no option {unknown[0]!r}; choose from {', '.join(names)}.")
-        if len(self.runs) != runs:
+        if runs is None and not self.runs:
+            raise Refusal(f"{self.where}: {self.kind} takes one run or more, not 0.")
+        if runs is not None and len(self.runs) != runs:
             raise Refusal(f"{self.where}: {self.kind} takes {runs} run{'s' * (runs != 1)}, not {len(self.runs)}.")
 
     def read(self, run: str) -> tuple[Path, dict[str, Any], list[Row]]:
@@ -79,41 +84,59 @@ class Asked:
 
 
 def times(asked: Asked) -> Made:
-    """A line for each length and window of one pass: dense attention, the backends of `columns`, and the speed-up of
-    the fastest `dma` backend among them; then where it is slower than dense.
+    """A line for each length, window and delta of one pass: dense attention, the backends of `columns`, and the
+    speed-up of the fastest `dma` backend among them, over dense attention of the same run; then where it is slower.
 
-    Options: pass, level, seqlen, window (which rows: values with commas between), columns (backends in their order),
-    fields (what a cell shows, CELLS; further ones in brackets).
+    Options: pass, level, seqlen, window, delta (which rows: values with commas between), columns (backends in their
+    order), fields (what a cell shows, CELLS; further ones in brackets). Several runs are of one device and commit.
     """
-    asked.only(("pass", "level", "seqlen", "window", "columns", "fields"), runs=1)
-    _, manifest, rows = asked.read(asked.runs[0])
+    asked.only(("pass", "level", "seqlen", "window", "delta", "columns", "fields"), runs=None)
+    found = [asked.read(run) for run in asked.runs]
+    abouts = dict.fromkeys(f"{device_name(manifest['environment'])} · {_about(manifest)}" for _, manifest, _ in found)
+    if len(abouts) > 1:
+        raise Refusal(f"{asked.where}: one table holds one device and commit, not {' and '.join(abouts)}.")
+    manifest = found[0][1]
     columns, fields = asked.option("columns").split(","), asked.options.get("fields", "total_ms").split(",")
     unknown = [name for name in fields if name not in CELLS]
     if unknown:
         raise Refusal(f"{asked.where}: no cell can show {unknown[0]!r}; choose from {', '.join(CELLS)}.")
-    rows = _chosen(asked, [row for row in add_speedups(rows) if row.get("function")])
-    dense = fastest_dense(rows)
-    places = sorted({(row["seqlen"], row["window"]) for row in rows if row.get("window") and row.get("seqlen")})
+    by_run = [_chosen(asked, [row for row in add_speedups(rows) if row.get("function")]) for _, _, rows in found]
+    rows = [row for of_run in by_run for row in of_run]
     timed = [row for row in rows if row.get("status") == "PASSED" and row.get("total_ms")]
-    several = len({window for _, window in places}) > 1
-    lines, best_of = [], []
-    for length, window in places:
-        here = [row for row in rows if row["seqlen"] == length and row.get("window") in (None, window)]
+    asked_for: list[tuple[tuple, list[Row]]] = []
+    for of_run in by_run:
+        places = {tuple(map(row.get, PLACE)) for row in of_run if row.get("window") and row.get("seqlen")}
+        # What has a window but no delta stands beside those that have both.
+        with_delta = {place for place in places if place[2] is not None}
+        asked_for += [(place, of_run) for place in with_delta or places]
+    asked_for.sort(key=lambda one: (*one[0][:2], _in_order(one[0][2])))
+    shown_places = [name for name in PLACE[1:] if len({place[PLACE.index(name)] for place, _ in asked_for}) > 1]
+    lines, best_of, bases = [], [], []
+    for place, of_run in asked_for:
+        length, window, delta = place
+        dense = fastest_dense(of_run)
+        here = [row for row in of_run if row["seqlen"] == length and row.get("window") in (None, window)]
+        here = [row for row in here if row.get("delta") in (None, delta)]
         of_id = {backend_id(row): row for row in sorted(here, key=lambda row: row.get("window") or 0)}
         base = next((dense[shape_of(row)] for row in here if shape_of(row) in dense), None)
+        bases += [base] if base else []
         mine = [row for name, row in of_id.items() if name.startswith("dma/") and name in columns and row in timed]
         best = min(mine, key=lambda row: row["total_ms"], default=None)
         best_of += [best] if best else []
         cells = [_cell(base, fields), *(_cell(of_id.get(name), fields) for name in columns)]
-        lines.append([str(length), *([str(window)] if several else []), *cells, speedup_text(best) if best else ""])
-    if not lines or not dense:
-        raise Refusal(f"{asked.where}: {asked.runs[0]} has no dense row beside rows with a window for these options.")
+        places_told = [str(place[PLACE.index(name)]) for name in shown_places]
+        lines.append([str(length), *places_told, *cells, speedup_text(best) if best else ""])
+    if not bases:
+        raise Refusal(
+            f"{asked.where}: {' and '.join(asked.runs)} has no dense row beside rows with a window for these options."
+        )
     told, differing = shared_and_differing(rows)
-    if set(differing) - {"T", "w"}:
+    if set(differing) - {"T", "w", "delta", HEADERS.get("run", "run")}:
         raise Refusal(f"{asked.where}: the rows differ in {', '.join(differing)}: choose one of each.")
-    headers = ["tokens seen" if asked.options.get("pass") == "decode" else "T", *(["w"] if several else []), "dense"]
-    headers += [*columns, "speed-up"]
-    names = dict.fromkeys(backend_id(row) for row in dense.values())
+    headers = ["tokens seen" if asked.options.get("pass") == "decode" else "T"]
+    headers += [{"window": "w", "delta": "delta"}[name] for name in shown_places]
+    headers += ["dense", *columns, "speed-up"]
+    names = dict.fromkeys(map(backend_id, bases))
     how = dict.fromkeys(TOTALS[row["total_is"]] for row in timed if row.get("total_is") in TOTALS)
     shown = ", in brackets ".join(CELLS[name][0] for name in fields)
     caption = [*told, _about(manifest), f"medians of {fields[0]} in {shown}, {' or '.join(how)}"]
@@ -121,7 +144,9 @@ def times(asked: Asked) -> Made:
     notes.append(_losses(best_of))
     if any("~" in line[-1] for line in lines):
         notes.append(f"{TIE}.".replace("~", "`~`", 1))
-    return [" · ".join(caption) + ".", "", *_table(headers, lines), "", " ".join(notes), _source(asked, manifest)], {}
+    words = ["delta"] if "delta" in shown_places else []
+    sources = [_source(asked, manifest, run) for run, (_, manifest, _) in zip(asked.runs, found, strict=True)]
+    return [" · ".join(caption) + ".", "", *_table(headers, lines, words), "", " ".join(notes), *sources], {}
 
 
 def scores(asked: Asked) -> Made:
@@ -213,10 +238,10 @@ def _points(figure: "Figure", asked: Asked, stem: str) -> str:
 
 
 def _chosen(asked: Asked, rows: list[Row]) -> list[Row]:
-    """The rows that the options ask for; a row without a window stands beside every window."""
-    for name in ("pass", "level", "seqlen", "window"):
+    """The rows that the options ask for; a row without a window or a delta stands beside every one."""
+    for name in ("pass", "level", *PLACE):
         if wanted := asked.options.get(name, "").split(",") if asked.options.get(name) else None:
-            none = {None} if name == "window" else set()
+            none = {None} if name in ("window", "delta") else set()
             rows = [row for row in rows if row.get(name) in none or str(row.get(name)) in wanted]
     columns = asked.option("columns").split(",")
     # Only what is shown may decide what the rows differ in: a backend that is no column has no say.
@@ -225,6 +250,11 @@ def _chosen(asked: Asked, rows: list[Row]) -> list[Row]:
         for row in rows
         if row["function"] == "dense" or any(fnmatch.fnmatch(backend_id(row), pattern) for pattern in columns)
     ]
+
+
+def _in_order(delta: str | None) -> tuple[int, str]:
+    """Distributions as DELTAS has them, then others by name."""
+    return (DELTAS.index(delta) if delta in DELTAS else len(DELTAS), str(delta))
 
 
 def _cell(row: Row | None, fields: Sequence[str]) -> str:
@@ -255,6 +285,6 @@ def _about(manifest: dict[str, Any]) -> str:
     return f"{about['versions']} · commit {about['commit']}"
 
 
-def _source(asked: Asked, manifest: dict[str, Any]) -> str:
-    command = " ".join(map(str, manifest.get("argv") or []))
-    return f"Source: rows of [{Path(asked.runs[0]).name}]({asked.runs[0]}), `dmabench {command}`."
+def _source(asked: Asked, manifest: dict[str, Any], run: str | None = None) -> str:
+    command, run = " ".join(map(str, manifest.get("argv") or [])), run or asked.runs[0]
+    return f"Source: rows of [{Path(run).name}]({run}), `dmabench {command}`."

@@ -90,6 +90,14 @@ def test_a_cell_whose_kernels_have_changed_says_so(monkeypatch):
     assert "changed" not in choice.explain(fastest(problem(), H100, CELLS_HERE))
 
 
+def test_cells_of_the_kernels_of_today_go_before_those_of_others_that_are_somewhat_nearer(monkeypatch):
+    now = {name: choice.sources(name) for name in ("cuda", "triton")}
+    monkeypatch.setattr("dmabench.kernels.measured.SOURCES", {"new": now})
+    new = replace(LONG, device="H200", commit="new", seqlen=32768)
+    assert fastest(problem(), H100, (SHORT, new)).cell == new  # two doublings away
+    assert fastest(problem(), H100, (SHORT, replace(new, seqlen=131072))).cell == SHORT  # four
+
+
 def test_a_cell_without_a_digest_counts_as_changed(monkeypatch):
     monkeypatch.setattr("dmabench.kernels.measured.SOURCES", {})
     assert choice.changed_since(SHORT) == ["cuda", "triton"]
@@ -127,4 +135,7 @@ def test_committed_cells_are_whole_and_decide_for_themselves(cell):
         cell.window, cell.backward,
     )  # fmt: skip
     found = fastest(asked, (cell.device, cell.capability))
+    if choice.changed_since(cell) and found.cell != cell:
+        assert not choice.changed_since(found.cell), "what is stale gives way to what is not, and to nothing else"
+        return
     assert found.cell == cell and found.name == cell.total_ms[0][0] and "this cell" in found.why

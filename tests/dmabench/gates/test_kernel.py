@@ -269,6 +269,23 @@ def test_noise_where_gradients_cancel_is_judged_by_what_is_subtracted(dtype, noi
         assert f"d{which} is off by" in (gate.recheck(much, "dma", 1, "iid", plan).wrong or "")
 
 
+def test_what_rounded_outputs_leave_of_ddelta_is_summed_over_rows_and_heads(gates):
+    gate = gates("bwd", "bf16")
+    inputs, plan = gate.inputs, gate.inputs.plan("rising", WINDOW)
+    expected = gate._expect("dma", WINDOW, "rising")
+    q, k, dout, out = (x.double() for x in (inputs.q, inputs.k, inputs.dout, expected.exact["out"]))
+    delta = inputs.delta("rising", WINDOW).double().repeat_interleave(2, 1)
+    evict = plan.evict_BGT.repeat_interleave(2, 1)[..., None, :]
+    at = torch.arange(300)
+    live = (at <= at[:, None]) & (at[:, None] < evict)
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * inputs.scale + delta[..., None, :]
+    probabilities = scores.masked_fill(~live, float("-inf")).softmax(-1)
+    rounding = (dout * (out.bfloat16().double() - out)).norm(dim=-1)
+    right = (probabilities * rounding[..., None].square()).sum(-2).unflatten(1, (2, 2)).sum(2).sqrt()
+    torch.testing.assert_close(expected.floors.left, right)
+    assert "left" not in expected.exact and right.max() > 10 * right.mean()
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("seqlen", [1, 300])
 def test_padding_is_part_of_the_function(padding, seqlen):

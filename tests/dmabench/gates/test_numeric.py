@@ -24,6 +24,14 @@ def test_dq_may_be_off_by_what_rounding_the_output_costs(times, wrong):
     assert _judged("dk", off, Floors(rounding=rounding))
 
 
+@pytest.mark.parametrize(("times", "wrong"), [(1.9, False), (2.1, True)])
+def test_ddelta_may_be_off_by_what_rounding_the_outputs_of_its_rows_costs(times, wrong):
+    left = torch.tensor([[[0.5, 0.01]]])
+    assert bool(_judged("ddelta", times * left, Floors(left=left))) == wrong
+    assert _judged("ddelta", times * left, Floors())
+    assert _judged("dk", (times * left)[..., None] * torch.ones(64), Floors(left=left))
+
+
 @pytest.mark.parametrize("name", ["dk", "ddelta"])
 def test_what_is_left_of_many_differences_adds_up_like_a_random_walk(name):
     summed = torch.tensor([[[1, 10000]]])
@@ -37,6 +45,8 @@ def test_what_is_left_of_many_differences_adds_up_like_a_random_walk(name):
 
 def test_the_floors_hide_nothing_where_gradients_do_not_cancel():
     exact = {"dk": torch.ones(1, 1, 2, 64)}
-    floors = Floors(summed=torch.tensor([[[1, 10000]]]))
-    off = {"dk": exact["dk"] * 1.2}
-    assert judge(off, exact, budgets(exact, exact, BF16, 64, floors), BF16, 64, floors).wrong
+    floors = Floors(summed=torch.tensor([[[1, 10000]]]), left=torch.tensor([[[1e-3, 2e-3]]]))
+    exact |= {"ddelta": torch.ones(1, 1, 2)}
+    for name, right in exact.items():
+        off, alone = {name: right * 1.2}, {name: right}
+        assert judge(off, alone, budgets(alone, alone, BF16, 64, floors), BF16, 64, floors).wrong
