@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
 
@@ -55,6 +57,8 @@ class Processes:
         if not shard:
             wrapped: nn.Module = self._accelerator.prepare_model(module)
             return wrapped
+        from torch.distributed.fsdp import fully_shard  # a second, which tables of finished runs need not wait for
+
         for layer in layers:
             fully_shard(layer)
         fully_shard(module)
@@ -64,6 +68,8 @@ class Processes:
         """Gradients of forwards and backwards inside are kept in each process, to be added up by the next outside."""
         if self.count == 1:
             return nullcontext()
+        from torch.distributed.fsdp import FSDPModule
+
         return _kept(module) if isinstance(module, FSDPModule) else self._accelerator.no_sync(module)
 
     def clip(self, module: nn.Module, norm: float) -> None:
@@ -111,7 +117,7 @@ class Processes:
 
 
 @contextmanager
-def _kept(module: FSDPModule) -> Iterator[None]:
+def _kept(module: "FSDPModule") -> Iterator[None]:
     module.set_requires_gradient_sync(False)
     try:
         yield

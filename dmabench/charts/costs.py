@@ -5,8 +5,10 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts import distributions
 from dmabench.charts.data import remember
 from dmabench.charts.style import COLOURS, STYLE, look_of, places_of
+from dmabench.charts.words import times
 from dmabench.summaries.speedups import add_speedups
 from dmabench.summaries.task_layout import length
 from dmabench.tables.kernels import kernels_frame
@@ -43,8 +45,7 @@ def draw(rows: list[dict[str, Any]], about: dict[str, str]) -> "dict[str, Figure
     places = places_of(frame)
     with matplotlib.rc_context(STYLE):
         for _, panel in frame.groupby(list(PANEL[:-1]), dropna=False, sort=False):
-            for delta in list(panel["delta"].dropna().unique()) or [None]:
-                chosen = panel[panel["delta"].isna() | (panel["delta"] == delta)]
+            for delta, chosen in distributions.apart(panel):
                 panels = _panels(chosen)
                 if panels:
                     figure = _figure(chosen, panels, places, delta)
@@ -135,7 +136,7 @@ def _density(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int]) ->
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x" if value >= 1 else f"1/{1 / value:g}x")
+    axes.yaxis.set_major_formatter(lambda value, _: times(value))
     axes.set_xlabel("share of pairs that are kept", fontsize=7)
 
 

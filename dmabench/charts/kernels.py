@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmabench.charts import distributions
 from dmabench.charts.data import remember
 from dmabench.charts.labels import Label, halo, label_ends
 from dmabench.charts.style import STYLE, look_of, places_of
+from dmabench.charts.words import times
 from dmabench.store.rows import FAILURES
 from dmabench.store.run_folder import read_manifest, read_rows
 from dmabench.store.runs import provenance
@@ -22,12 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {"latency": "Time per call", "speedup": "Speed-up over the fastest dense backend"}
+TITLES = {
+    "latency": "Time per call",
+    "speedup": "Speed-up over the fastest dense backend",
+    "deltas": "Speed-up by distribution of importance",
+}
+FINE = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 2.5, 3)
 PANEL = ("device", "pass", "level", "batch", "heads", "kv_heads", "head_dim", "dtype")
 
 
 def latency(frame: "pandas.DataFrame") -> "dict[str, Figure]":
-    """total_ms over seqlen, log-log, a figure for every device, pass, shape and delta: {file name stem: figure}.
+    """total_ms over seqlen, log-log, a figure for every device, pass, shape and delta: {file name stem: figure}. Where
+    there are many deltas (distributions.py), only the first of them has one.
 
     frame: rows of one run (kernels_frame of them). Grey guides show growth with T and T^2; a cross marks where a line
     ends because the next length ran out of memory. Empty when no row has a time.
@@ -73,9 +81,26 @@ def draw_run(run_path: Path) -> list[Path]:
 
 
 def draw(rows: list[dict[str, Any]], about: dict[str, str]) -> "dict[str, Figure]":
-    """Both kinds of chart of one run's rows; `about` (runs.provenance) goes into the footers."""
+    """All charts of one run's rows; `about` (runs.provenance) goes into the footers."""
     frame = kernels_frame({**row, **about} for row in add_speedups(rows))
-    return latency(frame) | speedup(frame)
+    return latency(frame) | speedup(frame) | by_distribution(frame)
+
+
+def by_distribution(frame: "pandas.DataFrame") -> "dict[str, Figure]":
+    """Speed-ups over distributions of importance, a figure for every device, pass and shape that has many of them."""
+    import matplotlib
+
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(STYLE):
+        for _, panel in frame.groupby(list(PANEL), dropna=False, sort=False):
+            if not distributions.many(panel):
+                continue
+            figure = distributions.draw(panel, places_of(frame))
+            if figure is not None:
+                _dress(figure, panel, None, TITLES["deltas"])
+                remember(figure, panel)
+                figures[_stem("deltas", panel, None, figures)] = figure
+    return figures
 
 
 def nothing_to_draw(rows: list[dict[str, Any]]) -> str | None:
@@ -99,9 +124,9 @@ def _figures(
     figures: dict[str, Figure] = {}
     with matplotlib.rc_context(STYLE):
         for _, panel in frame.groupby(list(PANEL), dropna=False, sort=False):
-            # Dense and sliding-window rows have no delta: they stand in the chart of every delta.
-            for delta in list(panel["delta"].dropna().unique()) or [None]:
-                chosen = panel[panel["delta"].isna() | (panel["delta"] == delta)]
+            if distributions.many(panel) and panel["seqlen"].nunique() == 1:
+                continue  # one length is one point, and the chart of all deltas has it
+            for delta, chosen in distributions.apart(panel):
                 if not (chosen["status"].eq("PASSED") & chosen["total_ms"].gt(0)).any():
                     continue
                 figure = Figure(figsize=(6.4, 4.3), layout=None)
@@ -141,7 +166,10 @@ def _draw_speedup(axes: "Axes", panel: "pandas.DataFrame", places: dict[str, int
     axes.axhspan(axes.get_ylim()[0], 1, color="#f2f2f2", zorder=0)
     axes.text(0.01, 0.015, "slower than dense", transform=axes.transAxes, fontsize=6.5, color="#777777",
               path_effects=halo(), zorder=6)  # fmt: skip
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x" if value >= 1 else f"1/{1 / value:g}x")
+    bottom, top = axes.get_ylim()
+    if top / bottom < 4:  # powers of two alone would be one or two ticks
+        axes.set_yticks([tick for tick in FINE if bottom <= tick <= top])
+    axes.yaxis.set_major_formatter(lambda value, _: times(value))
     label_ends(axes, labels)
 
 

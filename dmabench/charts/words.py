@@ -56,6 +56,11 @@ def ends(figure: "Figure") -> str:
     return f"Lines: {'; '.join(told[:MOST])}{more}." if told else ""
 
 
+def times(ratio: float) -> str:
+    """A ratio on an axis: 4x, 0.7x, 1/2x."""
+    return f"1/{1 / ratio:g}x" if ratio < 1 and (1 / ratio).is_integer() else f"{ratio:g}x"
+
+
 def _marks(axis: "Axis") -> dict[float, str]:
     """Place -> what is written there, or would be if it did not stand beside the panel before."""
     places = axis.get_ticklocs()

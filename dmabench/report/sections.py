@@ -47,7 +47,9 @@ def sections(stored: Sequence[Stored], files: Files, processes: int) -> list[Mad
     by_name: dict[str, Made] = {}
     try:
         with ProcessPoolExecutor(min(processes, len(drawn)), _context()) as pool:
-            waiting = {one.name: pool.submit(section, one, files) for one in drawn}
+            # The largest first, so that none is begun when the others are done.
+            largest = sorted(drawn, key=lambda one: -len(one.rows))
+            waiting = {one.name: pool.submit(section, one, files) for one in largest}
             by_name = {one.name: section(one, files) for one in stored if one.name not in waiting}
             by_name |= {name: future.result() for name, future in waiting.items()}
     except (BrokenProcessPool, OSError):  # a machine without shared memory, a script that starts itself again

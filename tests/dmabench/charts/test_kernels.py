@@ -57,6 +57,12 @@ def test_losses_are_shown_and_one_is_a_line(row):
     assert axes.get_ylim()[0] < 0.25
 
 
+def test_an_axis_of_speed_ups_that_hardly_differ_has_several_ticks(row):
+    rows = [row("dense/sdpa-flash", 8192, 1.0), row("dma/flex", 8192, 1.15), row("dma/triton", 8192, 1.4)]
+    axes = charts.draw(rows, ABOUT)["speedup-fwd-h16g8d128-iid"].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.6x", "0.7x", "0.8x", "0.9x", "1x", "1.2x"]
+
+
 def test_every_delta_pass_and_device_has_its_own_figure(row):
     rows = [
         row("dense/sdpa-flash"),

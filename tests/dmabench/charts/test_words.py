@@ -3,7 +3,11 @@
 from matplotlib.figure import Figure
 
 from dmabench.charts import kernels
-from dmabench.charts.words import MOST, ends
+from dmabench.charts.words import MOST, ends, times
+
+
+def test_ratios_on_an_axis():
+    assert [times(ratio) for ratio in (4, 1, 0.5, 0.25, 0.7, 1.2)] == ["4x", "1x", "1/2x", "1/4x", "0.7x", "1.2x"]
 
 
 def test_lines_are_told_by_their_ends():

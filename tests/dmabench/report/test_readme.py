@@ -155,6 +155,50 @@ def test_a_run_of_other_backends_has_no_table(made, row, environment, monkeypatc
         write_readme(made)
 
 
+def test_a_table_may_hold_several_runs_and_distributions(made, row, environment, monkeypatch):
+    monkeypatch.setattr(runs.environment_module, "gpu_state", lambda: [])
+    named = []
+    for length, ms in ((8192, 1.0), (32768, 4.0)):
+        run = runs.Run.start(made.parent / "some", "kernels", ["kernels", str(length)], {}, environment)
+        for number, one in enumerate(
+            [
+                row("dense/sdpa-cudnn", length, 8 * ms),
+                row("dma/flex", length, ms),
+                row("dma/flex", length, 2 * ms, delta="rising"),
+                row("dma/flex", length, None, delta="falling", status="INCORRECT", reason="off"),
+            ]
+        ):
+            run.append({**one, "cell": str(number)})
+        named.append(f"some/{run.name}")
+
+    def table(options, names=named):
+        text = f"<!-- dmabench:times {' '.join(names)} pass=fwd columns=dma/flex {options} -->\n"
+        made.write_text(text + "<!-- /dmabench:times -->\n")
+        write_readme(made)
+        return [line for line in made.read_text().splitlines() if line.startswith(("|", "Source"))]
+
+    one = table("delta=iid")
+    assert one[0] == "| T | dense | dma/flex | speed-up |" and one[2:4] == [
+        "| 8192 | 8.00 | 1.00 | 8.00x |",
+        "| 32768 | 32.0 | 4.00 | 8.00x |",
+    ]
+    assert [line.split("`dmabench ")[1] for line in one[4:]] == ["kernels 8192`.", "kernels 32768`."]
+    every = table("seqlen=8192")
+    assert every[:2] == ["| T | delta | dense | dma/flex | speed-up |", "| ---: | --- | ---: | ---: | ---: |"]
+    assert [line.split(" | ")[1:] for line in every[2:5]] == [
+        ["iid", "8.00", "1.00", "8.00x |"],
+        ["rising", "8.00", "2.00", "4.00x |"],
+        ["falling", "8.00", "INCORRECT", " |"],
+    ]
+    with pytest.raises(Refusal, match=r"one table holds one device and commit, not .* and "):
+        other = {**environment, "git": {**environment["git"], "sha": "f" * 40}}
+        run = runs.Run.start(made.parent / "some", "kernels", ["kernels"], {}, other)
+        run.append(row("dense/sdpa-cudnn"))
+        table("", [*named, f"some/{run.name}"])
+    with pytest.raises(Refusal, match="takes one run or more, not 0"):
+        table("", [])
+
+
 def test_the_command(made, monkeypatch):
     monkeypatch.chdir(made.parent)
     result = CliRunner().invoke(app, ["report", "--readme"])
