@@ -78,7 +78,7 @@ def test_bad_input_is_refused_with_a_sentence(words, told, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("on", "setting"), [({"dkdv", "forward"}, "forward,dkdv"), ({"forward"}, None), (set(), "none")]
+    ("on", "setting"), [({"dkdv", "forward"}, "forward,dkdv"), ({"forward", "dq", "dkdv"}, None), (set(), "none")]
 )
 def test_a_run_says_which_kernels_served_hopper(on, setting, monkeypatch):
     monkeypatch.setattr(hopper, "ON", on)
