@@ -127,27 +127,20 @@ def store(key: Key, winners: dict[str, Config], about: dict[str, Any]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    import fcntl  # where there is Triton, there is this
-
     for kernel, config in winners.items():
         require_fit(kernel, config)
+    try:
+        entries = _entries()
+    except ValueError:  # damaged: what it held is lost already
+        entries = []
     names = {kernel: (*key, kernel) for kernel in winners}
+    kept = [entry for entry in entries if _name(entry) not in names.values()]
     new = [{**key._asdict(), "kernel": kernel, **asdict(config), **about} for kernel, config in winners.items()]
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed: of two that store at once neither loses what it has
-        try:
-            entries = _entries()
-        except ValueError:  # damaged: what it held is lost already
-            entries = []
-        kept = [entry for entry in entries if _name(entry) not in names.values()]
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
-            json.dump([*kept, *new], temporary, indent=1)
-        os.replace(temporary.name, file)  # whole or not at all
-    finally:
-        os.close(folder)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:
+        json.dump([*kept, *new], temporary, indent=1)
+    os.replace(temporary.name, file)  # whole or not at all
     return file
 
 

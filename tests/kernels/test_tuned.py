@@ -1,8 +1,6 @@
 """Tuned configurations of the Triton kernels: kept in a user's cache, and taken by calls they were made for alone."""
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -112,21 +110,6 @@ def test_what_one_kernel_takes_another_may_not():
     for kernel, config in (("forward", wide), ("queries", wide), ("keys", ONE), ("queries", even), ("keys", small)):
         with pytest.raises(ValueError, match="no configuration of the kernel"):
             tuned.store(KEY, {kernel: config}, {})
-
-
-def test_what_is_stored_at_the_same_time_is_kept(monkeypatch):
-    read = tuned._entries
-
-    def slowly():
-        found = read()
-        time.sleep(0.02)
-        return found
-
-    monkeypatch.setattr(tuned, "_entries", slowly)
-    keys = [KEY._replace(head_dim=16 << number) for number in range(5)]
-    with ThreadPoolExecutor(len(keys)) as pool:
-        list(pool.map(lambda key: tuned.store(key, {"forward": TWO}, {}), keys))
-    assert [tuned.read(key) for key in keys] == [{"forward": TWO}] * len(keys)
 
 
 def test_calls_take_the_users_winners_then_the_committed_ones_then_the_table(a_card, monkeypatch):
