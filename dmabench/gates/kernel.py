@@ -106,7 +106,7 @@ class Gate:
             rows = sample_rows(mask, SAMPLED, inputs.shape.seed)
         dout = torch.zeros_like(inputs.dout)
         dout[:, :, rows] = inputs.dout[:, :, rows]
-        exact = self._reference(torch.float64, None, delta, mask, rows, dout)
+        exact = self._reference(torch.float64, None, delta, mask, rows, dout, left=function == "dma")
         left = exact.pop("left", None)
         low_precision = None if inputs.dtype == torch.float32 else inputs.dtype
         low = self._reference(torch.float32, low_precision, delta, mask, rows, dout)
@@ -138,8 +138,9 @@ class Gate:
         mask: Lifetimes,
         rows: Tensor,
         dout: Tensor,
+        left: bool = False,
     ) -> dict[str, Tensor]:
-        """Output and gradients; without a rounding also `left`, which is Floors.left."""
+        """Output and gradients, and if asked for `left`, which is Floors.left."""
         inputs = self.inputs
         tensors = (inputs.q[:, :, rows], inputs.k, inputs.v, delta)
         leaves = [x.detach().to(precision).requires_grad_(self.backward) for x in tensors]
@@ -148,10 +149,10 @@ class Gate:
         out, _ = reference.attend(q, k, v, delta, birth, evict, inputs.scale, rows, rounding)
         found = {"out": _stored(out.detach(), inputs.dtype, rounding)}
         if self.backward:
-            grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision), retain_graph=rounding is None)
+            grads = torch.autograd.grad(out, leaves, dout[:, :, rows].to(precision), retain_graph=left)
             for name, grad in zip(NAMES[1:], grads, strict=True):
                 found[name] = grad if name == "ddelta" else _stored(grad, inputs.dtype, rounding)
-            if rounding is None:
+            if left:
                 # Each row's rounding reaches a key with the row's probability of it, and signs are random: squares add
                 # up. The gradient of v sums probabilities times what stands in dout, here in its first column.
                 squares = torch.zeros_like(out)
