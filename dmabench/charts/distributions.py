@@ -1,13 +1,12 @@
 """Speed-ups by the distribution of importance, for runs of so many that a chart for each would say little."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dmabench.charts.labels import halo
 from dmabench.charts.style import look_of
 from dmabench.charts.words import times
 from dmabench.store.rows import FAILURES
-from dmabench.workload.cells import DELTAS
+from dmabench.workload.cells import delta_place
 
 if TYPE_CHECKING:
     import pandas
@@ -28,14 +27,8 @@ def many(panel: "pandas.DataFrame") -> bool:
 def apart(panel: "pandas.DataFrame") -> "list[tuple[str | None, pandas.DataFrame]]":
     """The distributions that have charts of their own, each with its rows: all, or of many the first alone. Dense and
     sliding-window rows have no delta: they stand in the chart of every delta."""
-    deltas = in_order(list(panel["delta"].dropna().unique()))[: 1 if many(panel) else None]
+    deltas = sorted(panel["delta"].dropna().unique(), key=delta_place)[: 1 if many(panel) else None]
     return [(delta, panel[panel["delta"].isna() | (panel["delta"] == delta)]) for delta in deltas] or [(None, panel)]
-
-
-def in_order(deltas: Sequence[str]) -> list[str]:
-    """As DELTAS has them, then others by name."""
-    known = [name for name in DELTAS if name in deltas]
-    return known + sorted(name for name in deltas if name not in known)
 
 
 def draw(panel: "pandas.DataFrame", places: dict[str, int]) -> "Figure | None":
@@ -52,7 +45,7 @@ def draw(panel: "pandas.DataFrame", places: dict[str, int]) -> "Figure | None":
     if timed.empty:
         return None
     at = sorted(timed[["seqlen", "window"]].drop_duplicates().itertuples(index=False, name=None))[-ACROSS:]
-    deltas = in_order(list(mine["delta"].unique()))
+    deltas = sorted(mine["delta"].unique(), key=delta_place)
     names = [name for name in dict.fromkeys(mine["id"]) if name in places]
     width, high = 1.15 + 2.45 * max(len(at), 2), 0.26 * len(deltas)
     height = high + 1.6

@@ -91,11 +91,12 @@ def by_distribution(frame: "pandas.DataFrame") -> "dict[str, Figure]":
     import matplotlib
 
     figures: dict[str, Figure] = {}
+    places = places_of(frame)
     with matplotlib.rc_context(STYLE):
         for _, panel in frame.groupby(list(PANEL), dropna=False, sort=False):
             if not distributions.many(panel):
                 continue
-            figure = distributions.draw(panel, places_of(frame))
+            figure = distributions.draw(panel, places)
             if figure is not None:
                 _dress(figure, panel, None, TITLES["deltas"])
                 remember(figure, panel)

@@ -16,7 +16,7 @@ from dmabench.store.run_folder import read_manifest, read_rows, read_samples
 from dmabench.store.runs import provenance
 from dmabench.summaries.speedups import add_speedups, fastest_dense, same_as_baseline, shape_of
 from dmabench.tables.layout import HEADERS, TIE, backend_id, shared_and_differing, significant, speedup_text
-from dmabench.workload.cells import DELTAS
+from dmabench.workload.cells import delta_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,18 +103,17 @@ def times(asked: Asked) -> Made:
     by_run = [_chosen(asked, [row for row in add_speedups(rows) if row.get("function")]) for _, _, rows in found]
     rows = [row for of_run in by_run for row in of_run]
     timed = [row for row in rows if row.get("status") == "PASSED" and row.get("total_ms")]
-    asked_for: list[tuple[tuple, list[Row]]] = []
-    for of_run in by_run:
-        places = {tuple(map(row.get, PLACE)) for row in of_run if row.get("window") and row.get("seqlen")}
-        # What has a window but no delta stands beside those that have both.
-        with_delta = {place for place in places if place[2] is not None}
-        asked_for += [(place, of_run) for place in with_delta or places]
-    asked_for.sort(key=lambda one: (*one[0][:2], _in_order(one[0][2])))
-    shown_places = [name for name in PLACE[1:] if len({place[PLACE.index(name)] for place, _ in asked_for}) > 1]
+    asked_for = [
+        (place, of_run, dense)
+        for of_run, dense in zip(by_run, map(fastest_dense, by_run), strict=True)
+        for place in _places(of_run)
+    ]
+    asked_for.sort(key=lambda one: (*one[0][:2], delta_place(one[0][2])))
+    # The length has a column always.
+    shown_places = [name for at, name in enumerate(PLACE) if at and len({place[at] for place, _, _ in asked_for}) > 1]
     lines, best_of, bases = [], [], []
-    for place, of_run in asked_for:
+    for place, of_run, dense in asked_for:
         length, window, delta = place
-        dense = fastest_dense(of_run)
         here = [row for row in of_run if row["seqlen"] == length and row.get("window") in (None, window)]
         here = [row for row in here if row.get("delta") in (None, delta)]
         of_id = {backend_id(row): row for row in sorted(here, key=lambda row: row.get("window") or 0)}
@@ -124,8 +123,8 @@ def times(asked: Asked) -> Made:
         best = min(mine, key=lambda row: row["total_ms"], default=None)
         best_of += [best] if best else []
         cells = [_cell(base, fields), *(_cell(of_id.get(name), fields) for name in columns)]
-        places_told = [str(place[PLACE.index(name)]) for name in shown_places]
-        lines.append([str(length), *places_told, *cells, speedup_text(best) if best else ""])
+        told_places = [str(value) for name, value in zip(PLACE, place, strict=True) if name in shown_places]
+        lines.append([str(length), *told_places, *cells, speedup_text(best) if best else ""])
     if not bases:
         raise Refusal(
             f"{asked.where}: {' and '.join(asked.runs)} has no dense row beside rows with a window for these options."
@@ -134,7 +133,7 @@ def times(asked: Asked) -> Made:
     if set(differing) - {"T", "w", "delta", HEADERS.get("run", "run")}:
         raise Refusal(f"{asked.where}: the rows differ in {', '.join(differing)}: choose one of each.")
     headers = ["tokens seen" if asked.options.get("pass") == "decode" else "T"]
-    headers += [{"window": "w", "delta": "delta"}[name] for name in shown_places]
+    headers += [HEADERS.get(name, name) for name in shown_places]
     headers += ["dense", *columns, "speed-up"]
     names = dict.fromkeys(map(backend_id, bases))
     how = dict.fromkeys(TOTALS[row["total_is"]] for row in timed if row.get("total_is") in TOTALS)
@@ -144,9 +143,8 @@ def times(asked: Asked) -> Made:
     notes.append(_losses(best_of))
     if any("~" in line[-1] for line in lines):
         notes.append(f"{TIE}.".replace("~", "`~`", 1))
-    words = ["delta"] if "delta" in shown_places else []
-    sources = [_source(asked, manifest, run) for run, (_, manifest, _) in zip(asked.runs, found, strict=True)]
-    return [" · ".join(caption) + ".", "", *_table(headers, lines, words), "", " ".join(notes), *sources], {}
+    sources = [_source(run, manifest) for run, (_, manifest, _) in zip(asked.runs, found, strict=True)]
+    return [" · ".join(caption) + ".", "", *_table(headers, lines, ("delta",)), "", " ".join(notes), *sources], {}
 
 
 def scores(asked: Asked) -> Made:
@@ -162,7 +160,7 @@ def scores(asked: Asked) -> Made:
     lines = [f"{device_name(manifest['environment'])} · {_about(manifest)}.", ""]
     for one in section["tables"]:
         lines += [f"{one['title']}.", "", *_table(one["headers"], one["cells"], one["words"]), ""]
-    return [*lines, *(f"- {note}" for note in section["notes"]), "", _source(asked, manifest)], {}
+    return [*lines, *(f"- {note}" for note in section["notes"]), "", _source(asked.runs[0], manifest)], {}
 
 
 def chart(asked: Asked) -> Made:
@@ -183,7 +181,7 @@ def chart(asked: Asked) -> Made:
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata=about)
     drawn = "\n".join(line.rstrip() for line in with_dark_colours(buffer.getvalue()).splitlines()) + "\n"
-    return [f"![{words}]({file})", "", _source(asked, manifest)], {file: drawn}
+    return [f"![{words}]({file})", "", _source(asked.runs[0], manifest)], {file: drawn}
 
 
 def compare(asked: Asked) -> Made:
@@ -252,9 +250,10 @@ def _chosen(asked: Asked, rows: list[Row]) -> list[Row]:
     ]
 
 
-def _in_order(delta: str | None) -> tuple[int, str]:
-    """Distributions as DELTAS has them, then others by name."""
-    return (DELTAS.index(delta) if delta in DELTAS else len(DELTAS), str(delta))
+def _places(rows: list[Row]) -> set[tuple]:
+    """What a run's lines stand for: PLACE of each. What has a window but no delta stands beside what has both."""
+    places = {tuple(map(row.get, PLACE)) for row in rows if row.get("window") and row.get("seqlen")}
+    return {place for place in places if place[-1] is not None} or places
 
 
 def _cell(row: Row | None, fields: Sequence[str]) -> str:
@@ -285,6 +284,6 @@ def _about(manifest: dict[str, Any]) -> str:
     return f"{about['versions']} · commit {about['commit']}"
 
 
-def _source(asked: Asked, manifest: dict[str, Any], run: str | None = None) -> str:
-    command, run = " ".join(map(str, manifest.get("argv") or [])), run or asked.runs[0]
+def _source(run: str, manifest: dict[str, Any]) -> str:
+    command = " ".join(map(str, manifest.get("argv") or []))
     return f"Source: rows of [{Path(run).name}]({run}), `dmabench {command}`."

@@ -18,6 +18,11 @@ DTYPES = ("fp32", "fp16", "bf16")
 DELTAS = ("iid", "rising", "falling", "clustered", "ar1", "sawtooth", "constant")
 
 
+def delta_place(name: str | None) -> tuple[int, str]:
+    """For sorting: as DELTAS has them, then others by name."""
+    return (DELTAS.index(name) if name in DELTAS else len(DELTAS), str(name))
+
+
 @dataclass(frozen=True)
 class Shape:
     """What every backend of a comparison shares."""
